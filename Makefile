@@ -1,0 +1,103 @@
+# Every target makes what it needs: a Python of 3.11 or newer, git and make are enough. `make help` lists them.
+#
+#   PYTHON=/path/to/python3    makes the environment (only when it is made: `make clean` first to change it)
+#   PIP_ARGS='...'             options for pip, such as another index
+#   PYTEST_ARGS='...'          options for pytest, such as -n 2, -x or -k name
+#
+# POSIX sh and GNU make 3.81 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+# A stamp says that an environment is complete. Its name holds the project's path, because an editable install does:
+# in a folder that was moved or copied with its environment, the stamp is missing and the install is made anew.
+HERE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
+DEMO := $(VENV)/.demo-$(HERE)
+TEST := $(VENV)/.test-$(HERE)
+
+# What the gate of `make cov` asks for at 100 %, by branch.
+GATED := memlayer/envelope.py memlayer/keys.py memlayer/manifest.py memlayer/tables.py
+SOURCES := $(shell find memlayer adapters tests examples -name '*.py' 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: demo test lint types cov format pins clean help
+# One pip at a time in one environment, whatever -j says.
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+demo: $(DEMO)  ## a chatbot that remembers, from an encrypted file, with no network
+	@$(BIN)/memlayer demo
+
+test: $(TEST)  ## all tests (PYTEST_ARGS='-n 2' on both cores)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(TEST)  ## ruff: rules and format
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+
+types: $(TEST)  ## mypy, strict
+	@$(BIN)/python -m mypy
+
+# Takes the data of the last `make test PYTEST_ARGS=--cov`, if no file has changed since; else runs the tests for it.
+cov: .coverage  ## coverage by branch; fails where the envelope, keys, manifest and tables are not at 100 %
+	@$(BIN)/python -m coverage report
+	@ls $(GATED) >/dev/null
+	@$(BIN)/python -m coverage report --no-skip-covered --fail-under=100 --include="$$(echo $(GATED) | tr ' ' ,)"
+
+.coverage: $(SOURCES) pyproject.toml $(TEST)
+	@$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS) || { rm -f $@; exit 1; }
+
+format: $(TEST)  ## rewrites the code as `make lint` wants it
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+clean:  ## removes the environment and everything that tools leave behind
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+help:  ## this
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 18
+
+# The environment. `--clear`, because a folder without a working python in it is a broken or half-made one.
+$(BIN)/python:
+	@python=; for p in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$p; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "memlayer needs Python 3.11 or newer, and $(or $(PYTHON),python3) is not one:" \
+	         "install it, or say where it is: make PYTHON=/path/to/python3" >&2; exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$("$$python" -V) ..."; \
+	"$$python" -m venv --clear $(VENV) || { \
+	    rm -rf $(VENV); \
+	    echo "This Python cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
+	}
+
+# -qq shows errors only. No build isolation: setuptools comes pinned too, and nothing is fetched a second time.
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing memlayer and its model into $(VENV); the first time takes a minute or more ..."
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation -e '.[local,cli]'
+	@touch $@
+
+$(TEST): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing memlayer and all that its tests import into $(VENV); the first time takes a minute or more ..."
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@ $(DEMO)
+
+# Newest releases, but for torch, which keeps its pin: the newest build is several GB. Then: make test lint types.
+NEWEST = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.new $(PIP_ARGS)
+
+pins: clean $(BIN)/python  ## writes constraints.txt anew from the newest releases
+	@grep -E '^(#|torch==)' constraints.txt >constraints.new
+	@$(NEWEST) --upgrade setuptools
+	@$(NEWEST) --no-build-isolation -e '.[dev]'
+	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | \
+	    sed 's/+cpu$$//' | LC_ALL=C sort -f; } >constraints.new
+	@mv constraints.new constraints.txt

@@ -1,0 +1,88 @@
+"""memlayer: a memory layer for any LLM, isolated per user and encrypted at rest, in one SQLite file.
+
+    from memlayer import MemoryStore
+
+    with MemoryStore.open("memories.db") as store:
+        alice = store.user("alice")
+        alice.remember("I'm allergic to peanuts")
+        print(alice.recall("what can't I eat?").as_prompt())
+
+Encryption at rest and isolation per user; not end-to-end, not zero-knowledge: the running process sees plaintext, and
+what is recalled goes to the model that the caller chose.
+"""
+
+from memlayer.embedders.protocol import Embedder, EmbedderIdentity, SplittingEmbedder
+from memlayer.errors import (
+    ConflictError,
+    EmbedderError,
+    EmbedderMismatchError,
+    ExportDamagedError,
+    FormatTooNewError,
+    InvalidFilterError,
+    InvalidInputError,
+    KeyUnavailableError,
+    LimitExceededError,
+    MemlayerError,
+    MissingExtraError,
+    NotAStoreError,
+    NotFoundError,
+    ReadOnlyStoreError,
+    RollbackDetectedError,
+    StorageError,
+    StorageFullError,
+    StoreBusyError,
+    StoreClosedError,
+    StoreDamagedError,
+    StoreMissingError,
+    WeightsUnavailableError,
+    WrongKeyError,
+)
+from memlayer.records import History, Hit, Memory, Recall, Session, Turn
+from memlayer.reports import ErasureReceipt, ImportReport, KeySlotInfo, VerifyReport
+from memlayer.sources import KeyFile, KeySource, Passphrase, RawKey, RecoveryKey
+from memlayer.store import MemoryStore
+
+__all__ = [
+    "ConflictError",
+    "Embedder",
+    "EmbedderError",
+    "EmbedderIdentity",
+    "EmbedderMismatchError",
+    "ErasureReceipt",
+    "ExportDamagedError",
+    "FormatTooNewError",
+    "History",
+    "Hit",
+    "ImportReport",
+    "InvalidFilterError",
+    "InvalidInputError",
+    "KeyFile",
+    "KeySlotInfo",
+    "KeySource",
+    "KeyUnavailableError",
+    "LimitExceededError",
+    "MemlayerError",
+    "Memory",
+    "MemoryStore",
+    "MissingExtraError",
+    "NotAStoreError",
+    "NotFoundError",
+    "Passphrase",
+    "RawKey",
+    "ReadOnlyStoreError",
+    "Recall",
+    "RecoveryKey",
+    "RollbackDetectedError",
+    "Session",
+    "SplittingEmbedder",
+    "StorageError",
+    "StorageFullError",
+    "StoreBusyError",
+    "StoreClosedError",
+    "StoreDamagedError",
+    "StoreMissingError",
+    "Turn",
+    "VerifyReport",
+    "WeightsUnavailableError",
+    "WrongKeyError",
+]

@@ -1,0 +1,189 @@
+"""A batch of turns on its way into the store: which of them are new, their vectors, their sealed rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from memlayer.embedding import embed_texts, given_vectors
+from memlayer.errors import ConflictError, InvalidInputError
+from memlayer.records import Memory, Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memlayer.embedders.protocol import Embedder
+    from memlayer.index import UserIndex
+    from memlayer.records import Source
+    from memlayer.tables import RecordRow
+    from memlayer.vault import UnlockedUser, Vault, Write
+
+__all__ = ["Batch", "elements", "find", "same_content"]
+
+
+class Batch:
+    """Turns that are remembered together, all or none. A class because the vectors outlive a second try.
+
+    Args:
+        turns: what was said.
+        vault: seals them.
+        replace: overwrite a memory that has the id of a turn and other content.
+    """
+
+    def __init__(self, turns: Iterable[Turn], *, vault: Vault, replace: bool) -> None:
+        self.turns = list(turns)
+        for turn in self.turns:
+            if not isinstance(turn, Turn):
+                raise InvalidInputError(f"turns must be memlayer.Turn objects, not {type(turn).__name__}")
+        self._vault = vault
+        self._replace = replace
+        self._vectors: dict[int, NDArray[np.float32]] = {}
+
+    @property
+    def has_own_ids(self) -> bool:
+        """Whether any turn may be there already."""
+        return any(turn.id is not None for turn in self.turns)
+
+    def take(self, embeddings: object, *, dimensions: int) -> None:
+        """Takes the caller's vectors, one a turn."""
+        given = given_vectors(embeddings, rows=len(self.turns), dimensions=dimensions)
+        self._vectors = {number: given[number : number + 1] for number in range(len(self.turns))}
+
+    def embed(self, embedder: Embedder, numbers: Iterable[int], *, progress: bool) -> None:
+        """Embeds the turns with these numbers, but for those that have their vectors: nothing is embedded twice."""
+        due = [number for number in numbers if number not in self._vectors]
+        texts = [self.turns[number].text for number in due]
+        self._vectors.update(zip(due, embed_texts(embedder, texts, progress=progress), strict=True))
+
+    def is_embedded(self, numbers: Iterable[int]) -> bool:
+        """Whether the turns with these numbers have their vectors."""
+        return all(number in self._vectors for number in numbers)
+
+    def due(self, user: UnlockedUser | None, index: UserIndex | None) -> list[int]:
+        """The numbers of the turns that must be written: not those whose id is there with the same content.
+
+        Raises:
+            ConflictError: an id is taken by other content and is not to be replaced, or stands twice in the batch.
+        """
+        due = []
+        seen: dict[str, Turn] = {}
+        for number, turn in enumerate(self.turns):
+            if turn.id is not None:
+                if seen.setdefault(turn.id, turn) != turn:
+                    raise ConflictError("two turns of one batch have the same id and other content")
+                if seen[turn.id] is not turn:
+                    continue
+                there = _there(turn.id, user, index)
+                if there is not None and _says(turn, there):
+                    continue
+                if there is not None and not self._replace:
+                    raise ConflictError(
+                        "the id is taken by a memory with other content; pass replace=True to overwrite it"
+                    )
+            due.append(number)
+        return due
+
+    def write(self, write: Write, user: UnlockedUser, index: UserIndex | None) -> list[Memory]:
+        """Writes what is due; the memories, one a turn."""
+        now = datetime.now(UTC)
+        due = set(self.due(user, index))
+        insert: list[RecordRow] = []
+        update: list[RecordRow] = []
+        were: list[int] = []
+        memories: list[Memory] = []
+        by_own_id: dict[str, Memory] = {}
+        for number, turn in enumerate(self.turns):
+            there = by_own_id.get(turn.id or "") or _there(turn.id, user, index)
+            if number not in due and there is not None:
+                memories.append(there)
+                continue
+            found = None if turn.id is None else find(turn.id, user=user, index=index)
+            memory_id = found or _new_id(turn, user)
+            memory = _memory(turn, memory_id, now=now)
+            if found is None:
+                row = self._vault.seal_record(
+                    user,
+                    memory_id=memory_id,
+                    seq=user.manifest.next_seq + len(insert),
+                    memory=memory,
+                    own_id=turn.id,
+                    vectors=self._vectors[number],
+                )
+                insert.append(row)
+            else:
+                were += elements(index, [found])
+                row = self._vault.row(write.connection, user, found, element=were[-1])
+                own_id = self._vault.open_record(row, user=user).own_id
+                update.append(
+                    self._vault.reseal(user, row, memory=memory, own_id=own_id, vectors=self._vectors[number])
+                )
+            memories.append(memory)
+            if turn.id is not None:
+                by_own_id[turn.id] = memory
+        if due:
+            self._vault.change(write, user, insert=insert, update=update, were=were)
+        return memories
+
+
+def find(id: str, *, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
+    """The 16 bytes under which a memory stands whose visible id this is: the ones that memlayer chose and shows as 32
+    hex digits, else the keyed hash of the caller's own id; None if there is no such memory."""
+    if user is None or index is None:
+        return None
+    candidates = [user.keys.memory_id(id)]
+    if len(id) == 32 and set(id) <= set("0123456789abcdef"):
+        candidates.insert(0, bytes.fromhex(id))
+    return next((candidate for candidate in candidates if index.stamps([candidate])), None)
+
+
+def elements(index: UserIndex | None, memory_ids: Sequence[bytes]) -> list[int]:
+    """The verified elements of records in the user's multiset hash."""
+    stamps = {} if index is None else index.stamps(memory_ids)
+    return [int.from_bytes(stamps[memory_id]) for memory_id in memory_ids]
+
+
+def same_content(one: Memory, other: Memory) -> bool:
+    """Whether two memories say the same, whenever they were written."""
+    return _content(one) == _content(other) and one.at == other.at
+
+
+def _says(turn: Turn, memory: Memory) -> bool:
+    asked = _memory(turn, b"", now=memory.at)
+    return same_content(asked, memory)
+
+
+def _content(memory: Memory) -> tuple[Any, ...]:
+    # As JSON text, where True is not 1.
+    metadata = json.dumps(memory.metadata, sort_keys=True)
+    return (memory.text, memory.role, memory.speaker, memory.session, metadata, memory.source, memory.expires)
+
+
+def _there(own_id: str | None, user: UnlockedUser | None, index: UserIndex | None) -> Memory | None:
+    memory_id = None if own_id is None else find(own_id, user=user, index=index)
+    return None if memory_id is None or index is None else index.get(memory_id)
+
+
+def _new_id(turn: Turn, user: UnlockedUser) -> bytes:
+    # Random, without a time in it: the id stands in clear in the file.
+    return os.urandom(16) if turn.id is None else user.keys.memory_id(turn.id)
+
+
+def _memory(turn: Turn, memory_id: bytes, *, now: datetime) -> Memory:
+    own: dict[str, Source] = {"assistant": "assistant", "tool": "tool"}
+    return Memory.model_construct(
+        id=turn.id if turn.id is not None else memory_id.hex(),
+        text=turn.text,
+        role=turn.role,
+        speaker=turn.speaker,
+        session=turn.session,
+        at=turn.at if turn.at is not None else now,
+        metadata=turn.metadata or {},
+        source=turn.source or own.get(turn.role, "user"),
+        expires=turn.expires,
+        written=now,
+    )

@@ -1,0 +1,82 @@
+"""What memlayer asks of an embedder: the librarian that measures meaning.
+
+An embedder is never prompted and never writes; it turns a text into a vector of a fixed length. Documents (what is
+remembered) and queries (what is asked) go through the same embedder, each in its own role.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Embedder", "EmbedderIdentity", "SplittingEmbedder"]
+
+
+class EmbedderIdentity(BaseModel):
+    """Everything that decides whether two vectors may be compared.
+
+    A store keeps the identity of the embedder that wrote it, sealed, and binds its digest into every sealed vector:
+    vectors of another space do not open.
+
+    Attributes:
+        model: the model's public name, such as "sentence-transformers/all-MiniLM-L6-v2".
+        weights: the digest of the weights, "sha256:<64 hex digits>"; "" where a provider does not publish one.
+        dimensions: the length of a vector.
+        normalised: whether the embedder itself gives vectors of length 1 (memlayer normalises them in any case).
+        document_role: the prefix that a remembered text gets before it is embedded; "" for none.
+        query_role: the prefix that a query gets before it is embedded; "" for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model: str = Field(min_length=1, max_length=512)
+    weights: str = ""
+    dimensions: int = Field(ge=1, le=65535)
+    normalised: bool = True
+    document_role: str = ""
+    query_role: str = ""
+
+    def to_json(self) -> bytes:
+        """The canonical form: sorted keys, no spaces, UTF-8."""
+        return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical form, 32 bytes."""
+        return hashlib.sha256(self.to_json()).digest()
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Anything with an identity that embeds documents and queries.
+
+    `identity` is declared without loading weights; they are loaded when the first text is embedded.
+    """
+
+    @property
+    def identity(self) -> EmbedderIdentity: ...
+
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """`(n, dimensions)` float32, one row a text, in the order given."""
+        ...
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        """`(dimensions,)` float32."""
+        ...
+
+
+@runtime_checkable
+class SplittingEmbedder(Embedder, Protocol):
+    """An embedder that reads only so much of a text at once, and says where to cut."""
+
+    def split(self, text: str) -> list[str]:
+        """The text in order, in parts that the model reads whole; `[text]` where it fits."""
+        ...

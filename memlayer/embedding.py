@@ -1,0 +1,139 @@
+"""Unit vectors, from the embedder or from the caller: checked here once, so that everything behind can trust them.
+
+Each vector is stored with length 1, whatever the embedder gives: the product of two is then their cosine.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memlayer.errors import EmbedderError, InvalidInputError, MemlayerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from memlayer.embedders.protocol import Embedder
+
+__all__ = ["embed_query", "embed_texts", "given_query", "given_vectors"]
+
+log = logging.getLogger("memlayer")
+
+# Enough for the embedder to sort by length and fill its batches, and short enough for a progress bar to move.
+_TEXTS_A_CALL = 256
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[str], *, progress: bool = False) -> list[NDArray[np.float32]]:
+    """For each text `(parts, dimensions)`: one row where it fits the embedder's window, else one a part.
+
+    Raises:
+        EmbedderError: the embedder failed, or gave something else than finite vectors of its dimensions.
+    """
+    split = getattr(embedder, "split", None)
+    with _own_errors():
+        parts = [split(text) if split is not None else [text] for text in texts]
+    flat = [part for own in parts for part in own]
+    chunks = [flat[i : i + _TEXTS_A_CALL] for i in range(0, len(flat), _TEXTS_A_CALL)]
+    matrices = [_embed(embedder, chunk) for chunk in (_shown(chunks) if progress else chunks)]
+    rows = np.concatenate(matrices) if matrices else np.empty((0, embedder.identity.dimensions), np.float32)
+    ends = np.cumsum([len(own) for own in parts])
+    return np.split(rows, ends[:-1]) if parts else []
+
+
+def embed_query(embedder: Embedder, text: str) -> NDArray[np.float32]:
+    """`(dimensions,)`, in the query role. Raises as `embed_texts` does."""
+    with _own_errors():
+        vector = np.asarray(embedder.embed_query(text))
+    return _first(_checked(embedder, vector.reshape(1, -1), rows=1))
+
+
+def given_vectors(embeddings: object, *, rows: int, dimensions: int) -> NDArray[np.float32]:
+    """The caller's vectors, `(rows, dimensions)`.
+
+    Raises:
+        InvalidInputError: another shape, NaN, infinity, or a vector of zeros, which points nowhere.
+    """
+    try:
+        matrix = np.asarray(embeddings, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInputError("embeddings must be an array of numbers") from None
+    if matrix.shape != (rows, dimensions):
+        raise InvalidInputError(
+            f"embeddings must have the shape {(rows, dimensions)}, not {matrix.shape}", expected=f"{(rows, dimensions)}"
+        )
+    fault = _fault(matrix)
+    if fault:
+        raise InvalidInputError(f"an embedding {fault}")
+    return _unit(matrix)
+
+
+def given_query(vector: object, *, dimensions: int) -> NDArray[np.float32]:
+    """The caller's query vector, `(dimensions,)`. Raises as `given_vectors` does."""
+    return _first(given_vectors([vector], rows=1, dimensions=dimensions))
+
+
+def _embed(embedder: Embedder, texts: list[str]) -> NDArray[np.float32]:
+    with _own_errors():
+        matrix = np.asarray(embedder.embed_documents(texts))
+    return _checked(embedder, matrix, rows=len(texts))
+
+
+def _checked(embedder: Embedder, matrix: NDArray[Any], *, rows: int) -> NDArray[np.float32]:
+    expected = (rows, embedder.identity.dimensions)
+    if matrix.shape != expected:
+        raise EmbedderError(f"the embedder gave vectors of shape {matrix.shape} where {expected} was due")
+    matrix = matrix.astype(np.float32, copy=False)
+    fault = _fault(matrix)
+    if fault:
+        raise EmbedderError(f"the embedder gave a vector that {fault}")
+    return _unit(matrix)
+
+
+def _first(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    row: NDArray[np.float32] = matrix[0]
+    return row
+
+
+def _fault(matrix: NDArray[np.float32]) -> str:
+    if not np.isfinite(matrix).all():
+        return "has NaN or infinity in it"
+    # In float64, where the square of no float32 overflows.
+    norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
+    return "is all zeros, and points nowhere" if (norms == 0).any() else ""
+
+
+def _unit(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    norms = np.linalg.norm(matrix.astype(np.float64), axis=1, keepdims=True)
+    # What is of length 1 but for rounding is kept to the bit, so that a vector comes back as it went in.
+    exact = np.abs(norms - 1) < 1e-6
+    return np.where(exact, matrix, matrix / norms).astype(np.float32)
+
+
+class _own_errors:
+    """Whatever an embedder raises comes out as an `EmbedderError`; not chained, its cause may hold the text."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, MemlayerError):
+            raise EmbedderError(f"the embedder failed with {type(error).__name__}") from None
+
+
+def _shown(chunks: Sequence[list[str]]) -> Iterable[list[str]]:
+    """The chunks, behind a progress bar where `rich` is installed, else with log lines."""
+    try:
+        from rich.progress import track
+    except ImportError:
+        return _logged(chunks)
+    return track(chunks, description="embedding")
+
+
+def _logged(chunks: Sequence[list[str]]) -> Iterator[list[str]]:
+    for number, chunk in enumerate(chunks):
+        log.info("embedding: %d of %d", number * _TEXTS_A_CALL, sum(map(len, chunks)))
+        yield chunk

@@ -1,0 +1,402 @@
+"""One user's memory: the only way to data.
+
+A `UserMemory` is bound to its user for life. No method takes another user, a list of users, a pattern or None, and
+nothing that can be changed decides whose data is meant.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from memlayer.batch import Batch, elements, find, same_content
+from memlayer.embedding import embed_query, embed_texts, given_query
+from memlayer.errors import ConflictError, InvalidInputError, NotFoundError
+from memlayer.export import open_export, write_export
+from memlayer.filters import Condition
+from memlayer.records import History, Hit, Memory, Recall, Turn, valid_metadata, valid_name, valid_text
+from memlayer.reports import ErasureReceipt, ImportReport
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memlayer.database import Database
+    from memlayer.embedders.protocol import Embedder
+    from memlayer.index import UserIndex
+    from memlayer.records import JsonObject, Role, Session, Source
+    from memlayer.resident import Resident, Residents
+    from memlayer.tables import RecordRow
+    from memlayer.vault import UnlockedUser, Vault
+
+__all__ = ["UserMemory"]
+
+log = logging.getLogger("memlayer")
+
+MAX_K = 10_000
+_DEFAULT_FLOOR = 0.0  # Until the score is calibrated, nothing can be said to be too weak.
+
+
+class UserMemory:
+    """What one user's conversations left behind. Get it from `MemoryStore.user`; it may be shared by threads."""
+
+    def __init__(
+        self, user_id: str, *, vault: Vault, database: Database, residents: Residents, embedder: Embedder
+    ) -> None:
+        self._user_id = user_id
+        self._vault = vault
+        self._database = database
+        self._residents = residents
+        self._embedder = embedder
+
+    # ---------------------------------------------------------------- write
+
+    def remember(
+        self,
+        text: str,
+        *,
+        role: Role = "user",
+        speaker: str | None = None,
+        session: str | None = None,
+        at: datetime | None = None,
+        metadata: JsonObject | None = None,
+        id: str | None = None,
+        source: Source | None = None,
+        expires: datetime | None = None,
+        replace: bool = False,
+    ) -> Memory:
+        """Remembers one turn; it is on the disk when this returns. The arguments are those of `Turn`.
+
+        Args:
+            replace: overwrite the memory that has this `id`, if its content differs.
+
+        Raises:
+            InvalidInputError: something cannot be stored; nothing was written.
+            ConflictError: the id is taken by other content, and `replace` is false.
+            EmbedderError: the text could not be embedded; nothing was written.
+            StorageError: the database failed; nothing was written.
+        """
+        turn = Turn(
+            text=text,
+            role=role,
+            speaker=speaker,
+            session=session,
+            at=at,
+            metadata=metadata,
+            id=id,
+            source=source,
+            expires=expires,
+        )
+        return self.remember_many([turn], replace=replace)[0]
+
+    def remember_many(
+        self,
+        turns: Iterable[Turn],
+        *,
+        embeddings: NDArray[np.float32] | None = None,
+        progress: bool = False,
+        replace: bool = False,
+    ) -> list[Memory]:
+        """Remembers turns in their order, all of them or none, in one transaction.
+
+        Args:
+            turns: what was said.
+            embeddings: their vectors, `(n, dimensions)` float32, if they were computed before with the store's
+                embedder; then no embedder is loaded.
+            progress: show how far the embedding is.
+            replace: as for `remember`.
+
+        Returns:
+            The memories, one a turn; for an id that was there with the same content, the first one.
+        """
+        batch = Batch(turns, vault=self._vault, replace=replace)
+        if embeddings is not None:
+            batch.take(embeddings, dimensions=self._embedder.identity.dimensions)
+        if not batch.turns:
+            return []
+        if not batch.has_own_ids:
+            # Nothing of it can be there already, so the user's memories need not be in RAM.
+            batch.embed(self._embedder, batch.due(None, None), progress=progress)
+            with self._vault.write() as write:
+                user = self._vault.unlock(write.connection, self._user_id) or self._vault.new_user(self._user_id)
+                return batch.write(write, user, None)
+        while True:
+            with self._resident.reading() as (known, index):
+                due = batch.due(known, index)
+            batch.embed(self._embedder, due, progress=progress)
+            with self._vault.write() as write, self._resident.writing(write) as (user, index):
+                if batch.is_embedded(batch.due(user, index)):
+                    return batch.write(write, user, index)
+            # Another process forgot one of them in between: that one is to be embedded after all.
+
+    def update(self, id: str, *, text: str | None = None, metadata: JsonObject | None = None) -> Memory:
+        """Changes a memory in place; what is None stays. Only a new text is embedded.
+
+        Raises:
+            NotFoundError: this user has no such memory.
+        """
+        text = None if text is None else valid_text(text)
+        metadata = None if metadata is None else valid_metadata(metadata)
+        if text is None and metadata is None:
+            raise InvalidInputError("update needs a text or a metadata to change to")
+        self.get(id)  # Before anything is embedded.
+        vectors = None if text is None else embed_texts(self._embedder, [text])[0]
+        with self._vault.write() as write, self._resident.writing(write) as (user, index):
+            memory_id = self._find(id, user, index)
+            if memory_id is None:
+                raise _not_found()
+            were = elements(index, [memory_id])
+            row = self._vault.row(write.connection, user, memory_id, element=were[0])
+            opened = self._vault.open_record(row, user=user)
+            changes: dict[str, Any] = {"written": datetime.now(UTC)}
+            changes |= {} if text is None else {"text": text}
+            changes |= {} if metadata is None else {"metadata": metadata}
+            memory = opened.memory.model_copy(update=changes)
+            sealed = self._vault.reseal(user, row, memory=memory, own_id=opened.own_id, vectors=vectors)
+            self._vault.change(write, user, update=[sealed], were=were)
+            return memory
+
+    def forget(
+        self,
+        id: str | None = None,
+        *,
+        session: str | None = None,
+        source: Source | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Forgets one memory, or all that meet every condition given; no byte of them stays in the store's files.
+
+        Returns:
+            How many were forgotten; 0 for an id that this user does not have.
+
+        Raises:
+            InvalidInputError: no condition, or both an id and conditions; only `erase` removes everything.
+        """
+        conditions = [session, source, since, until, where or None]
+        if id is not None and any(condition is not None for condition in conditions):
+            raise InvalidInputError("forget takes an id or conditions, not both")
+        if id is None and all(condition is None for condition in conditions):
+            raise InvalidInputError("forget needs an id or a condition; to remove everything, use erase()")
+        condition = Condition(
+            session=session, since=since, until=until, sources=None if source is None else [source], where=where
+        )
+        if id is not None:
+            valid_name(id, name="id")
+        with self._vault.write() as write, self._resident.writing(write) as (user, index):
+            if id is not None:
+                found = self._find(id, user, index)
+                memory_ids = [] if found is None else [found]
+            else:
+                memory_ids = [] if index is None else index.matching(condition)
+            if memory_ids:
+                self._vault.change(write, user, delete=memory_ids, were=elements(index, memory_ids))
+        if memory_ids:
+            self._empty_log()
+        return len(memory_ids)
+
+    def erase(self) -> ErasureReceipt:
+        """Destroys all that this user has, with the key that it was sealed under; afterwards the user is an empty one.
+
+        A copy of the file that was made before still holds both: see SECURITY.md on backups.
+        """
+        with self._vault.write() as write, self._resident.writing(write) as (user, _):
+            memories = user.manifest.records
+            if user.row.manifest:
+                self._vault.erase(write, user)
+        emptied = self._empty_log()
+        self._resident.drop()
+        return ErasureReceipt(
+            at=datetime.now(UTC),
+            store=self._vault.store_id.hex(),
+            user=user.uref.hex(),
+            memories=memories,
+            log_emptied=emptied,
+        )
+
+    # ---------------------------------------------------------------- read
+
+    def recall(
+        self,
+        query: str | NDArray[np.float32],
+        *,
+        k: int = 10,
+        session: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        where: Mapping[str, Any] | None = None,
+        sources: Sequence[Source] | None = None,
+        min_score: float | None = None,
+        now: datetime | None = None,
+        explain: bool = False,
+    ) -> Recall:
+        """What fits the query, best first. Sees every write that was committed before it began.
+
+        Args:
+            query: a text, or a vector of the embedder's dimensions.
+            k: at most how many, 1 to 10,000.
+            session: only of this conversation.
+            since, until: only what was said in `since <= at < until`.
+            where: only what has this metadata; see `memlayer.filters`.
+            sources: only from these sources.
+            min_score: the floor, 0 to 1; 0 asks for everything, None is the default floor (0 in this version).
+            now: what counts as now for expiry; the clock by default.
+            explain: give each hit its `parts`.
+        """
+        _count(k, name="k", most=MAX_K)
+        floor = _DEFAULT_FLOOR if min_score is None else _score(min_score)
+        condition = Condition(
+            session=session,
+            since=since,
+            until=until,
+            sources=sources,
+            where=where,
+            alive_at=datetime.now(UTC) if now is None else now,
+        )
+        if isinstance(query, str):
+            valid_text(query)
+            if not len(self):
+                return Recall([])  # Without loading a model.
+            vector = embed_query(self._embedder, query)
+        else:
+            vector = given_query(query, dimensions=self._embedder.identity.dimensions)
+        with self._resident.reading() as (_, index):
+            found = [] if index is None else index.search(vector, k=k, condition=condition, floor=floor)
+        return Recall([_hit(memory, score, explain=explain) for memory, score in found])
+
+    def history(self, *, session: str | None = None, limit: int = 50, before: str | None = None) -> History:
+        """The last `limit` turns, oldest first, of one session or of all; expired ones are left out.
+
+        Args:
+            before: the `cursor` of a history, to get the turns before it.
+        """
+        _count(limit, name="limit", most=MAX_K)
+        if session is not None:
+            valid_name(session, name="session")
+        with self._resident.reading() as (_, index):
+            if index is None:
+                return History([], cursor=None)
+            return index.history(session=session, limit=limit, before=before, alive_at=datetime.now(UTC))
+
+    def sessions(self) -> list[Session]:
+        """All conversations, the one with the latest turn first."""
+        with self._resident.reading() as (_, index):
+            return [] if index is None else index.sessions(datetime.now(UTC))
+
+    def get(self, id: str) -> Memory:
+        """The memory with this id.
+
+        Raises:
+            NotFoundError: this user has no such memory; nothing is told of others.
+        """
+        with self._resident.reading() as (user, index):
+            memory_id = self._find(id, user, index)
+            memory = None if memory_id is None or index is None else index.get(memory_id)
+            if memory is None:
+                raise _not_found()
+            return memory
+
+    def count(self) -> int:
+        """How many memories there are, expired ones included."""
+        with self._resident.reading() as (_, index):
+            return 0 if index is None else len(index)
+
+    __len__ = count
+
+    def __bool__(self) -> bool:
+        # Otherwise `if memory:` would be false for a new user, and a chat without memory would go unnoticed.
+        return True
+
+    # ---------------------------------------------------------------- move
+
+    def export(self, path: str | os.PathLike[str], *, passphrase: str) -> int:
+        """Writes all of this user's memories to one sealed file, which must not exist; how many they are.
+
+        The file has its own key, from the passphrase, and holds the vectors too: it opens in another store.
+        """
+        with self._database.read() as connection:
+            user = self._vault.unlock(connection, self._user_id)
+            records = iter(()) if user is None else self._vault.stream(connection, user)
+            return write_export(path, records, identity=self._embedder.identity, passphrase=passphrase)
+
+    def import_(self, path: str | os.PathLike[str], *, passphrase: str) -> ImportReport:
+        """Adds what an export holds, all or nothing; provenance and times stay, and what is there already is kept.
+
+        The whole file is checked before the first write. Vectors of another embedder than the store's are not taken:
+        those texts are embedded anew.
+
+        Raises:
+            ExportDamagedError: it was altered or cut short; nothing was written.
+            WrongKeyError: not its passphrase.
+            ConflictError: a memory is there with other content; nothing was written.
+        """
+        with open_export(path, passphrase=passphrase) as exported:
+            known_space = exported.identity == self._embedder.identity
+            added = kept = 0
+            with self._vault.write() as write, self._resident.writing(write) as (user, index):
+                for portion in exported.portions():
+                    rows: list[RecordRow] = []
+                    for record in portion:
+                        own_id = record.own_id
+                        memory_id = record.memory_id if own_id is None else user.keys.memory_id(own_id)
+                        there = None if index is None else index.get(memory_id)
+                        if there is not None:
+                            if not same_content(there, record.memory):
+                                raise ConflictError("a memory of this export is there already, with other content")
+                            kept += 1
+                            continue
+                        vectors = record.vectors
+                        if not known_space:
+                            vectors = embed_texts(self._embedder, [record.memory.text])[0]
+                        seq = user.manifest.next_seq + len(rows)
+                        rows.append(
+                            self._vault.seal_record(
+                                user, memory_id=memory_id, seq=seq, memory=record.memory, own_id=own_id, vectors=vectors
+                            )
+                        )
+                    if rows:
+                        user = self._vault.change(write, user, insert=rows)
+                        added += len(rows)
+        return ImportReport(added=added, kept=kept)
+
+    # ---------------------------------------------------------------- inside
+
+    @property
+    def _resident(self) -> Resident:
+        return self._residents.get(self._user_id)
+
+    def _find(self, id: str, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
+        """The memory that a visible id stands for: an own id by its keyed hash, else the id that memlayer chose."""
+        return find(valid_name(id, name="id"), user=user, index=index)
+
+    def _empty_log(self) -> bool:
+        emptied = self._database.checkpoint()
+        if not emptied:
+            log.warning("the write-ahead log could not be emptied while another process reads; "
+                        "what was forgotten leaves it with the next checkpoint")  # fmt: skip
+        return emptied
+
+
+def _hit(memory: Memory, score: float, *, explain: bool) -> Hit:
+    parts = {"vector": score} if explain else None
+    return Hit.model_construct(**dict(memory), score=score, parts=parts)
+
+
+def _count(value: int, *, name: str, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise InvalidInputError(f"{name} must be an int from 1 to {most}", name=name, limit=most)
+
+
+def _score(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InvalidInputError("min_score must be a number from 0 to 1")
+    return float(value)
+
+
+def _not_found() -> NotFoundError:
+    return NotFoundError("this user has no memory with this id")

@@ -1,0 +1,349 @@
+"""Making a store, opening one, and the parts that an open one is made of."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memlayer import guard as guards
+from memlayer import migrations, tables
+from memlayer.database import Database
+from memlayer.embedders.protocol import EmbedderIdentity
+from memlayer.errors import (
+    ConflictError,
+    EmbedderMismatchError,
+    FormatTooNewError,
+    NotAStoreError,
+    NotFoundError,
+    ReadOnlyStoreError,
+    StorageError,
+    StoreDamagedError,
+    StoreMissingError,
+)
+from memlayer.guard import FileGuard
+from memlayer.keys import KeySlot, StoreKeys, make_slot, open_slot
+from memlayer.newfile import new_file, storage_error
+from memlayer.reports import KeySlotInfo, VerifyReport
+from memlayer.resident import Residents
+from memlayer.sources import Argon2Cost, SlotKind, from_environment
+from memlayer.tables import MetaRow, SlotRow
+from memlayer.vault import EMBEDDER_NO, Vault
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy.engine import Connection
+
+    from memlayer.sources import KeySource
+
+__all__ = ["OpenStore", "open_store"]
+
+log = logging.getLogger("memlayer")
+
+_LEFTOVERS = ("-wal", "-journal")
+
+
+def open_store(
+    path: Path,
+    *,
+    keys: KeySource | None,
+    identity: EmbedderIdentity,
+    accept_rollback: bool,
+    cache_bytes: int,
+) -> OpenStore:
+    """The parts of the store at `path`, which is made if nothing is there; see `MemoryStore.open`."""
+    source = from_environment() if keys is None else keys
+    folder = guards.state_folder()
+    if not os.path.lexists(path):
+        if accept_rollback:
+            guards.forget_path(folder, path)
+        else:
+            guards.refuse_missing(folder, path)
+        _create(path, source, identity=identity)
+    elif not path.is_file():
+        raise NotAStoreError(f"{path} is a folder or no plain file; a store is one file", path=str(path))
+    # Read-only first: with a wrong key, or where the file is something else, not a byte of it changes; even a log that
+    # a crash left behind stays as it is.
+    reader = _readable(path)
+    try:
+        unlocked, slot_id = _unlock(reader, source)
+        _same_embedder(reader, unlocked, identity=identity)
+    finally:
+        reader.close()
+    guard = FileGuard(folder, store_id=unlocked.store_id, path=path, key=unlocked.guard_key())
+    database = _writable(path, else_mode=reader.mode)
+    try:
+        vault = Vault(database, keys=unlocked, guard=guard)
+        noted = guard.noted(accept_rollback=accept_rollback)
+        with database.read() as connection:
+            # Once more, for between the two another file can have been put here.
+            _same_store(connection, unlocked)
+            vault.read_embedder(connection)
+            present = vault.check_directory(connection)
+        guards.compare(noted, present)
+        for bucket, note in present.items():
+            if note[0] > noted.get(bucket, (0, b""))[0]:
+                guard.note(bucket, note)
+    except BaseException:
+        database.close()
+        guard.close()
+        raise
+    residents = Residents(vault=vault, database=database, dimensions=identity.dimensions, budget=cache_bytes)
+    return OpenStore(database=database, vault=vault, residents=residents, guard=guard, keys=unlocked, slot_id=slot_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStore:
+    """What an open store is made of.
+
+    Attributes:
+        database: the file.
+        vault: seals and opens its rows.
+        residents: the users in RAM.
+        guard: notes each commit.
+        keys: the store's, unlocked.
+        slot_id: the key slot that they came from.
+    """
+
+    database: Database
+    vault: Vault
+    residents: Residents
+    guard: FileGuard
+    keys: StoreKeys
+    slot_id: int
+
+    def close(self) -> None:
+        """Frees the indexes and closes the files."""
+        self.residents.clear()
+        self.database.close()
+        self.guard.close()
+
+    def forked(self) -> None:
+        """In the child of a fork: connections, locks and indexes of its own."""
+        self.database.forked()
+        self.guard.forked()
+        self.residents.forked()
+
+    def verify(self) -> VerifyReport:
+        """See `MemoryStore.verify`."""
+        if self.database.pragma("PRAGMA integrity_check") != [("ok",)]:
+            raise StoreDamagedError("the database file is not built as it must be; restore a backup")
+        if self.database.pragma("PRAGMA foreign_key_check"):
+            raise StoreDamagedError("there are memories whose user is gone")
+        with self.database.read() as connection:
+            _same_store(connection, self.keys)
+            buckets = self.vault.check_directory(connection)
+            users, memories = self.vault.verify_users(connection)
+        pages = int(self.database.pragma("PRAGMA page_count")[0][0])
+        return VerifyReport(users=users, memories=memories, buckets=len(buckets) - 1, pages=pages)
+
+    def backup(self, path: Path) -> None:
+        """See `MemoryStore.backup`."""
+        try:
+            with new_file(path) as draft:
+                self.database.vacuum_into(draft)
+                copy = Database(draft, mode="rw")  # A copy is not in write-ahead mode until it is opened in it.
+                try:
+                    copy.pragma("PRAGMA user_version")
+                finally:
+                    copy.close()
+        except OSError as error:
+            raise storage_error(error, path) from None
+
+    def key_slots(self) -> list[KeySlotInfo]:
+        """See `MemoryStore.key_slots`."""
+        with self.database.read() as connection:
+            slots = [_slot(row) for row in tables.read_slots(connection)]
+        return [
+            KeySlotInfo(slot=slot.slot_id, kind=slot.kind.name.lower(), used=slot.slot_id == self.slot_id)
+            for slot in slots
+        ]
+
+    def add_slot(self, source: KeySource) -> int:
+        """See `MemoryStore.add_key`."""
+        secret = source.secret(store_id=self.keys.store_id, create=True)
+        with self.vault.write() as write:
+            slot_id = 1 + max(row.slot_id for row in tables.read_slots(write.connection))
+            slot = self.keys.new_slot(source, secret=secret, slot_id=slot_id)
+            tables.insert_slot(write.connection, _row(slot))
+            self.vault.change_slots(write)
+        return slot_id
+
+    def remove_slot(self, slot_id: int) -> None:
+        """See `MemoryStore.remove_key`."""
+        with self.vault.write() as write:
+            slot_ids = [row.slot_id for row in tables.read_slots(write.connection)]
+            if slot_id not in slot_ids:
+                raise NotFoundError("the store has no key slot of this number")
+            if len(slot_ids) == 1:
+                raise ConflictError("this is the only way into the store; add another key before removing it")
+            tables.delete_slot(write.connection, slot_id)
+            self.vault.change_slots(write)
+        self.database.checkpoint()
+
+
+def _create(path: Path, source: KeySource, *, identity: EmbedderIdentity) -> None:
+    for suffix in _LEFTOVERS:
+        if os.path.lexists(f"{path}{suffix}"):
+            # SQLite would replay it into the new file.
+            raise StoreMissingError(
+                f"there is no store at {path}, but its log {path.name}{suffix} is there: restore the store, "
+                "or remove that file too",
+                path=str(path),
+            )
+    store_id, store_key = os.urandom(16), os.urandom(32)
+    try:
+        with new_file(path) as draft:
+            secret = source.secret(store_id=store_id, create=True)
+            slot = _row(make_slot(source, secret=secret, store_key=store_key, store_id=store_id, slot_id=1))
+            keys = StoreKeys(store_key, store_id=store_id, epoch=1, sealed_index_key=None)
+            database = Database(draft, mode="rw")
+            try:
+                _fill(Vault(database, keys=keys, guard=None), database, keys, slot=slot, identity=identity)
+            finally:
+                database.close()
+    except FileExistsError:
+        return  # Another process made it at the same moment: that one is opened.
+    except OSError as error:
+        raise storage_error(error, path) from None
+    log.info("made the store %s", path)
+
+
+def _fill(vault: Vault, database: Database, keys: StoreKeys, *, slot: SlotRow, identity: EmbedderIdentity) -> None:
+    with database.write() as connection:
+        tables.make_schema(connection)
+        tables.insert_slot(connection, slot)
+        tables.insert_embedder(connection, vault.seal_embedder(identity, number=EMBEDDER_NO))
+        meta = MetaRow(
+            magic=migrations.MAGIC,
+            format=migrations.FORMAT,
+            store_id=keys.store_id,
+            sk_epoch=keys.epoch,
+            commitment=keys.commitment,
+            index_key=keys.sealed_index_key,
+            manifest=vault.new_manifest([slot]),
+        )
+        tables.insert_meta(connection, meta)
+
+
+def _readable(path: Path) -> Database:
+    """A connection that changes nothing."""
+    database = Database(path, mode="ro")
+    try:
+        with database.read() as connection:
+            tables.check_schema(connection)
+        return database
+    except (ReadOnlyStoreError, StorageError) as error:
+        database.close()
+        # On a file system that cannot be written not even the index of the log can be made. Without a log there is
+        # nothing that reading without it could miss.
+        unwritable = error.evidence.get("sqlite") in (8, 14) and not _has_log(path)
+        if not unwritable:
+            raise
+    return Database(path, mode="immutable")
+
+
+def _has_log(path: Path) -> bool:
+    try:
+        return os.stat(f"{path}-wal").st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def _writable(path: Path, *, else_mode: str) -> Database:
+    database = Database(path, mode="rw")
+    try:
+        database.pragma("PRAGMA user_version")
+    except StorageError as error:
+        database.close()
+        if else_mode == "rw" or (not isinstance(error, ReadOnlyStoreError) and error.evidence.get("sqlite") != 14):
+            raise
+        log.warning("the store %s cannot be written; memories can be recalled, not added", path)
+        return Database(path, mode=else_mode)
+    return database
+
+
+def _unlock(database: Database, source: KeySource) -> tuple[StoreKeys, int]:
+    with database.read() as connection:
+        tables.check_schema(connection)
+        meta = _meta(connection)
+        slots = [_slot(row) for row in tables.read_slots(connection)]
+    secret = source.secret(store_id=meta.store_id, create=False)
+    slot, store_key = open_slot(slots, kind=source.kind, secret=secret, store_id=meta.store_id)
+    if slot.epoch != meta.sk_epoch:
+        raise StoreDamagedError("the key slot holds another key than the store is sealed with")
+    keys = StoreKeys.unlock(
+        store_key,
+        store_id=meta.store_id,
+        epoch=meta.sk_epoch,
+        commitment=meta.commitment,
+        sealed_index_key=meta.index_key,
+    )
+    return keys, slot.slot_id
+
+
+def _meta(connection: Connection) -> MetaRow:
+    meta = tables.read_meta(connection)
+    if meta is None or meta.magic != migrations.MAGIC:
+        raise StoreDamagedError("the store's own row is gone or damaged")
+    if meta.format != migrations.FORMAT:
+        raise FormatTooNewError(
+            f"this store has format {meta.format}, this memlayer knows {migrations.FORMAT}; install the newer one",
+            format=meta.format,
+        )
+    return meta
+
+
+def _same_store(connection: Connection, keys: StoreKeys) -> None:
+    tables.check_schema(connection)
+    meta = _meta(connection)
+    if meta.store_id != keys.store_id or not hmac.compare_digest(meta.commitment, keys.commitment):
+        raise StoreDamagedError("another store was put in the place of this one while it was opened")
+
+
+def _same_embedder(database: Database, keys: StoreKeys, *, identity: EmbedderIdentity) -> None:
+    with database.read() as connection:
+        written = Vault(database, keys=keys, guard=None).read_embedder(connection)
+    if written != identity:
+        differing = [name for name, value in dict(written).items() if value != getattr(identity, name)]
+        raise EmbedderMismatchError(
+            f"this store was written with the embedder {written.model!r} ({written.dimensions} dimensions), not with "
+            f"{identity.model!r} ({identity.dimensions}); they differ in: {', '.join(differing)}. Open it with the "
+            "embedder that it was written with; to change over, export each user and import into a new store",
+            written=written.model,
+            given=identity.model,
+        )
+
+
+def _slot(row: SlotRow) -> KeySlot:
+    try:
+        kind = SlotKind(row.kind)
+    except ValueError:
+        raise StoreDamagedError("a key slot is of no known kind") from None
+    cost = Argon2Cost(memory_kib=row.memory_kib, iterations=row.iterations, lanes=row.lanes)
+    return KeySlot(
+        slot_id=row.slot_id,
+        epoch=row.sk_epoch,
+        kind=kind,
+        cost=cost,
+        salt=row.salt,
+        commitment=row.commitment,
+        sealed=row.sealed,
+    )
+
+
+def _row(slot: KeySlot) -> SlotRow:
+    return SlotRow(
+        slot_id=slot.slot_id,
+        sk_epoch=slot.epoch,
+        kind=slot.kind,
+        memory_kib=slot.cost.memory_kib,
+        iterations=slot.cost.iterations,
+        lanes=slot.cost.lanes,
+        salt=slot.salt,
+        commitment=slot.commitment,
+        sealed=slot.sealed,
+    )

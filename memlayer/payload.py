@@ -1,0 +1,124 @@
+"""What stands inside of a record's two seals: the turn as compact JSON, and its vectors.
+
+Text field, padded:    {"a": at, "c": written, "i": own id, "m": metadata, "o": source, "r": role, "s": session,
+                        "t": text, "w": speaker, "x": expires}; times in microseconds, absent keys are None or {}.
+Vector field:          layout u8 = 1 | dimensions u16 | count u16 | count x (kind u8, dtype u8, part u16) | vectors
+
+Both are read after they have been authenticated, so a surprise in them is a later version's or our own mistake, never
+an attacker's; it is refused all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from memlayer.envelope import pad, unpad
+from memlayer.errors import FormatTooNewError, StoreDamagedError
+from memlayer.records import Memory, from_microseconds, to_microseconds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["VectorKind", "decode_turn", "decode_vectors", "encode_turn", "encode_vectors"]
+
+_ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+_SOURCES = {"u": "user", "a": "assistant", "t": "tool", "d": "document", "i": "import"}
+_ROLE_CODES = {role: code for code, role in _ROLES.items()}
+_SOURCE_CODES = {source: code for code, source in _SOURCES.items()}
+_KEYS = frozenset("acimorstwx")
+
+_LAYOUT = 1
+_FLOAT32 = 1
+_HEAD = struct.Struct(">BHH")
+_ENTRY = struct.Struct(">BBH")
+
+
+class VectorKind(IntEnum):
+    """What a vector was made from. The numbers are part of the format: never reuse one."""
+
+    OWN = 1
+    PART = 2
+    CONTEXT = 3
+    IMAGE = 4
+
+
+def encode_turn(memory: Memory, *, own_id: str | None) -> bytes:
+    """The padded content of a text field; `own_id` is the caller's id, None where memlayer chose one."""
+    values: dict[str, Any] = {
+        "a": to_microseconds(memory.at),
+        "c": to_microseconds(memory.written),
+        "i": own_id,
+        "m": memory.metadata or None,
+        "o": _SOURCE_CODES[memory.source],
+        "r": _ROLE_CODES[memory.role],
+        "s": memory.session,
+        "t": memory.text,
+        "w": memory.speaker,
+        "x": None if memory.expires is None else to_microseconds(memory.expires),
+    }
+    compact = {key: value for key, value in values.items() if value is not None}
+    return pad(json.dumps(compact, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def decode_turn(padded: bytes, *, memory_id: bytes) -> tuple[Memory, str | None]:
+    """The memory, and the caller's own id of it or None.
+
+    Raises:
+        FormatTooNewError: it has keys or codes that this version does not know.
+        StoreDamagedError: it is not what `encode_turn` makes.
+    """
+    try:
+        values = json.loads(unpad(padded))
+        if not _KEYS.issuperset(values):
+            raise FormatTooNewError("a memory has fields that this memlayer does not know")
+        own_id = values.get("i")
+        expires = values.get("x")
+        memory = Memory.model_construct(
+            id=own_id if own_id is not None else memory_id.hex(),
+            text=values["t"],
+            role=_ROLES[values["r"]],
+            speaker=values.get("w"),
+            session=values.get("s"),
+            at=from_microseconds(values["a"]),
+            metadata=values.get("m", {}),
+            source=_SOURCES[values["o"]],
+            expires=None if expires is None else from_microseconds(expires),
+            written=from_microseconds(values["c"]),
+        )
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise StoreDamagedError("a memory is not written as it must be") from None
+    return memory, own_id
+
+
+def encode_vectors(vectors: NDArray[np.float32]) -> bytes:
+    """The content of a vector field: `(parts, dimensions)`; one row is the turn's own, several are its parts."""
+    count, dimensions = vectors.shape
+    kind = VectorKind.OWN if count == 1 else VectorKind.PART
+    entries = b"".join(_ENTRY.pack(kind, _FLOAT32, part) for part in range(count))
+    return _HEAD.pack(_LAYOUT, dimensions, count) + entries + vectors.astype("<f4").tobytes()
+
+
+def decode_vectors(encoded: bytes) -> NDArray[np.float32]:
+    """`(parts, dimensions)` float32, a view of `encoded`.
+
+    Raises:
+        FormatTooNewError: a layout, kind or dtype that this version does not know.
+        StoreDamagedError: it is not what `encode_vectors` makes.
+    """
+    if len(encoded) < _HEAD.size:
+        raise StoreDamagedError("a vector field is cut short")
+    layout, dimensions, count = _HEAD.unpack_from(encoded)
+    body = _HEAD.size + count * _ENTRY.size
+    if layout != _LAYOUT:
+        raise FormatTooNewError("a vector field has a layout that this memlayer does not know", layout=layout)
+    if len(encoded) != body + count * dimensions * 4:
+        raise StoreDamagedError("a vector field has the wrong size")
+    for kind, dtype, _ in _ENTRY.iter_unpack(encoded[_HEAD.size : body]):
+        if dtype != _FLOAT32 or kind not in (VectorKind.OWN, VectorKind.PART):
+            raise FormatTooNewError("a vector is of a kind that this memlayer does not know", kind=kind, dtype=dtype)
+    return np.frombuffer(encoded, dtype="<f4", offset=body).reshape(count, dimensions).astype(np.float32, copy=False)

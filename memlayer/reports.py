@@ -1,0 +1,74 @@
+"""What the larger operations give back: receipts and counts, without content."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["ErasureReceipt", "ImportReport", "KeySlotInfo", "VerifyReport"]
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class ErasureReceipt(_Report):
+    """What `erase()` destroyed.
+
+    Attributes:
+        at: when, UTC.
+        store: the store's id, 32 hex digits.
+        user: the user's reference in the store, 32 hex digits; it says nothing about the user id without the key.
+        memories: how many there were.
+        log_emptied: whether the write-ahead log was emptied too, so that no file of the store holds a byte of them;
+            False when another process was reading all the while, and then the next checkpoint does it.
+    """
+
+    at: datetime
+    store: str
+    user: str
+    memories: int
+    log_emptied: bool
+
+
+class ImportReport(_Report):
+    """What `import_()` did.
+
+    Attributes:
+        added: memories that were not there.
+        kept: memories that were there already, with the same content.
+    """
+
+    added: int
+    kept: int
+
+
+class VerifyReport(_Report):
+    """What `verify()` checked and found intact.
+
+    Attributes:
+        users: how many users, each with manifest and profile.
+        memories: how many memories were opened, text and vectors.
+        buckets: how many buckets of the directory.
+        pages: how many pages the database file has.
+    """
+
+    users: int
+    memories: int
+    buckets: int
+    pages: int
+
+
+class KeySlotInfo(_Report):
+    """One way into the store.
+
+    Attributes:
+        slot: its number, for `remove_key`.
+        kind: "passphrase", "key" or "recovery".
+        used: whether it is the one that this store was opened with.
+    """
+
+    slot: int
+    kind: str
+    used: bool

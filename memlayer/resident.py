@@ -1,0 +1,184 @@
+"""Users whose memories are in RAM: each with its index, kept as fresh as the store, evicted by bytes.
+
+An index is a cache of rows that were authenticated. Before it answers, it is compared with the store by one short query
+(the sealed manifests of the user and of the user's bucket); when something was written since, by any thread or process, the changed rows are read,
+and the index answers only if it then adds up to the new manifest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from memlayer.errors import RollbackDetectedError
+from memlayer.index import Entry, UserIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.engine import Connection
+
+    from memlayer.database import Database
+    from memlayer.vault import OpenedRecord, UnlockedUser, Vault, Write
+
+__all__ = ["Resident", "Residents"]
+
+
+class Resident:
+    """One user in RAM. Its lock is held while its index is read: the database behind it serves one thread at a time.
+
+    Where a write needs both, it takes the store's write lock first and this one second; a recall takes this one only.
+    """
+
+    def __init__(self, user_id: str, *, vault: Vault, database: Database, dimensions: int) -> None:
+        self._user_id = user_id
+        self._vault = vault
+        self._database = database
+        self._dimensions = dimensions
+        self._lock = threading.RLock()
+        self._user: UnlockedUser | None = None
+        self._index: UserIndex | None = None
+        self._seals: tuple[object, object] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """How much RAM it takes."""
+        index = self._index
+        return 0 if index is None else index.nbytes
+
+    @contextmanager
+    def reading(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
+        """The user and the index as of now; None and None for a user who has nothing."""
+        with self._lock:
+            with self._database.read() as connection:
+                user = self._refresh(connection)
+            yield user, self._index
+
+    @contextmanager
+    def writing(self, write: Write) -> Iterator[tuple[UnlockedUser, UserIndex | None]]:
+        """The user and the index as of the transaction; a user who has nothing is a new one, with an index of None."""
+        with self._lock:
+            user = self._refresh(write.connection)
+            yield user or self._vault.new_user(self._user_id), self._index
+
+    def drop(self, *, wait: bool = True) -> bool:
+        """Frees the index, unless `wait` is false and somebody is using it; whether it was freed."""
+        if not self._lock.acquire(blocking=wait):
+            return False
+        try:
+            if self._index is not None:
+                self._index.close()
+            self._index = self._user = None
+        finally:
+            self._lock.release()
+        return True
+
+    def _refresh(self, connection: Connection) -> UnlockedUser | None:
+        try:
+            return self._refreshed(connection)
+        except BaseException:
+            # Whatever went wrong, the next call starts from the rows.
+            self.drop()
+            raise
+
+    def _refreshed(self, connection: Connection) -> UnlockedUser | None:
+        seals = self._vault.seals(connection, self._user_id)
+        if self._user is not None and seals == self._seals:
+            return self._user
+        user = self._vault.unlock(connection, self._user_id)
+        if user is None or (self._user is not None and user.row.data_key != self._user.row.data_key):
+            self.drop()  # Erased, and perhaps begun anew: nothing of what is in RAM is theirs any more.
+        if user is None:
+            return None
+        known = self._user.manifest.generation if self._user is not None else 0
+        if user.manifest.generation < known:
+            raise RollbackDetectedError("a user's memories are older than what this process last saw of them")
+        if self._index is None:
+            self._index = UserIndex(dimensions=self._dimensions)
+        self._bring_up(connection, user, index=self._index, after=known)
+        self._user, self._seals = user, seals
+        return user
+
+    def _bring_up(self, connection: Connection, user: UnlockedUser, *, index: UserIndex, after: int) -> None:
+        """Applies what changed after a generation, if the result adds up to the manifest."""
+        opened = self._vault.read(connection, user, after=after)
+        stale = index.stamps([record.memory_id for record in opened])
+        total = self._user.manifest.total if self._user is not None else 0
+        total += sum(record.element for record in opened) - sum(map(int.from_bytes, stale.values()))
+        records = len(index) + len(opened) - len(stale)
+        removed: set[bytes] = set()
+        if not user.manifest.holds(records=records, total=total):
+            # Nothing says which rows were deleted; those that the index has and the store has not can be the answer.
+            removed = index.keys() - set(self._vault.ids(connection, user))
+            total -= sum(map(int.from_bytes, index.stamps(removed).values()))
+            if not user.manifest.holds(records=records - len(removed), total=total):
+                self._vault.refuse_rows()
+        index.apply([_entry(record) for record in opened], removed=removed)
+
+
+def _entry(record: OpenedRecord) -> Entry:
+    return Entry(
+        key=record.memory_id,
+        seq=record.seq,
+        stamp=record.element.to_bytes(32),
+        memory=record.memory,
+        vectors=record.vectors,
+    )
+
+
+class Residents:
+    """The users in RAM, least recently used first, within a budget of bytes.
+
+    Args:
+        budget: how many bytes of indexes to keep; the user at work stays, however large.
+    """
+
+    def __init__(self, *, vault: Vault, database: Database, dimensions: int, budget: int) -> None:
+        self._vault = vault
+        self._database = database
+        self._dimensions = dimensions
+        self._budget = budget
+        self._users: OrderedDict[str, Resident] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, user_id: str) -> Resident:
+        """The user's place in RAM; others make room where the budget is spent."""
+        with self._lock:
+            resident = self._users.get(user_id)
+            if resident is None:
+                resident = Resident(user_id, vault=self._vault, database=self._database, dimensions=self._dimensions)
+                self._users[user_id] = resident
+            self._users.move_to_end(user_id)
+            self._make_room()
+            return resident
+
+    @property
+    def nbytes(self) -> int:
+        """How much RAM all of them take."""
+        with self._lock:
+            return sum(resident.nbytes for resident in self._users.values())
+
+    def clear(self) -> None:
+        """Frees everything."""
+        with self._lock:
+            for resident in self._users.values():
+                resident.drop()
+            self._users.clear()
+
+    def forked(self) -> None:
+        """In the child of a fork: starts empty. What the parent holds is not closed, it is the parent's, and its locks
+        may have been held by a thread that the child does not have."""
+        self._lock = threading.Lock()
+        self._users = OrderedDict()
+
+    def _make_room(self) -> None:
+        held = sum(resident.nbytes for resident in self._users.values())
+        for user_id in list(self._users)[:-1]:
+            if held <= self._budget:
+                return
+            size = self._users[user_id].nbytes
+            if self._users[user_id].drop(wait=False):
+                del self._users[user_id]
+                held -= size

@@ -1,0 +1,213 @@
+"""The store: one file with the memories of many users, each under a key of their own."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from memlayer.embedders.resolve import resolve
+from memlayer.errors import InvalidInputError, StoreClosedError
+from memlayer.records import valid_name
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from memlayer.embedders.protocol import Embedder, EmbedderIdentity
+    from memlayer.memory import UserMemory
+    from memlayer.opening import OpenStore
+    from memlayer.reports import KeySlotInfo, VerifyReport
+    from memlayer.sources import KeySource
+
+__all__ = ["MemoryStore"]
+
+DEFAULT_CACHE_BYTES = 512 * 1024 * 1024
+"""How much RAM the indexes of all users may take together."""
+
+
+class MemoryStore:
+    """An open store. Get one from `MemoryStore.open`; threads may share it.
+
+    It is a context manager; `close` is what its end does.
+    """
+
+    def __init__(self, parts: OpenStore, *, embedder: Embedder) -> None:
+        self._parts: OpenStore | None = parts
+        self._embedder = embedder
+        _open_stores.add(self)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        keys: KeySource | None = None,
+        embedder: str | Embedder | None = None,
+        accept_rollback: bool = False,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> MemoryStore:
+        """Opens the store at `path`; where there is no file, makes a new one.
+
+        Args:
+            path: the file, or its SQLAlchemy URL (`sqlite:///memories.db`). Its folder must exist.
+            keys: `Passphrase`, `KeyFile`, `RawKey` or `RecoveryKey`; None is what the environment names
+                (MEMLAYER_KEY or MEMLAYER_PASSPHRASE), else a key file in the user's config folder.
+            embedder: None is all-MiniLM-L6-v2 on this machine, loaded when the first text is embedded; or an object
+                with the `Embedder` protocol.
+            accept_rollback: take a store that is older than what this machine last saw of it, as after a backup was
+                restored; and make a new one where the old one is gone.
+            cache_bytes: how much RAM the indexes of all users may take together.
+
+        Raises:
+            WrongKeyError: the key does not open it; not a byte of it was changed.
+            KeyUnavailableError: there is no key, or its source does not give it.
+            NotAStoreError: the file is something else; it was left as it is.
+            StoreDamagedError: it was altered.
+            RollbackDetectedError: it is older than what this machine last saw of it.
+            EmbedderMismatchError: it was written with another embedder.
+        """
+        # Imported here: SQLAlchemy, the driver and the cryptography take half a second that `import memlayer` has not.
+        from memlayer.opening import open_store
+
+        resolved = resolve(embedder)
+        parts = open_store(
+            _file(path), keys=keys, identity=resolved.identity, accept_rollback=accept_rollback, cache_bytes=cache_bytes
+        )
+        return cls(parts, embedder=resolved)
+
+    def user(self, user_id: str) -> UserMemory:
+        """The memory of one user, and the only way to data. Writes nothing: a user exists from the first memory on.
+
+        Args:
+            user_id: 1 to 512 bytes in UTF-8, taken exactly; whoever calls must know that it is this user.
+        """
+        from memlayer.memory import UserMemory
+
+        parts = self._open_parts()
+        return UserMemory(
+            valid_name(user_id, name="user_id"),
+            vault=parts.vault,
+            database=parts.database,
+            residents=parts.residents,
+            embedder=self._embedder,
+        )
+
+    def count_users(self) -> int:
+        """How many users have memories."""
+        parts = self._open_parts()
+        with parts.database.read() as connection:
+            return parts.vault.count_users(connection)
+
+    def verify(self) -> VerifyReport:
+        """Reads everything and checks it: the file's structure, every seal, every manifest, every memory.
+
+        Raises:
+            StoreDamagedError: naming the first thing that is not as it was written.
+        """
+        return self._open_parts().verify()
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Writes a consistent copy to a new file, while the store is in use.
+
+        The copy opens with the same keys; it holds the sealed keys of users who are erased later.
+        """
+        self._open_parts().backup(Path(os.path.abspath(path)))
+
+    def key_slots(self) -> list[KeySlotInfo]:
+        """The ways into the store."""
+        return self._open_parts().key_slots()
+
+    def add_key(self, source: KeySource) -> int:
+        """Adds a way into the store; the number of its slot."""
+        return self._open_parts().add_slot(source)
+
+    def remove_key(self, slot: int) -> None:
+        """Removes a way into the store. The last one cannot be removed.
+
+        An older copy of the file still opens with it.
+        """
+        self._open_parts().remove_slot(slot)
+
+    def new_recovery_key(self) -> str:
+        """Adds a recovery key and returns its text. Show it once, to be written on paper: memlayer keeps no copy."""
+        from memlayer.sources import RecoveryKey
+
+        text = RecoveryKey.generate()
+        self.add_key(RecoveryKey(text))
+        return text
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._open_parts().database.path
+
+    @property
+    def embedder(self) -> EmbedderIdentity:
+        """The identity of the embedder that the store is written with."""
+        return self._embedder.identity
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the file can only be read."""
+        return self._open_parts().database.mode != "rw"
+
+    def close(self) -> None:
+        """Closes the file and frees what is in RAM; every later call raises `StoreClosedError`. May be called twice."""
+        parts, self._parts = self._parts, None
+        _open_stores.discard(self)
+        if parts is not None:
+            parts.close()
+
+    def __enter__(self) -> MemoryStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"MemoryStore({str(self._parts.database.path)!r})" if self._parts else "MemoryStore(closed)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a MemoryStore holds keys and connections and cannot be pickled; open it in each process")
+
+    def _open_parts(self) -> OpenStore:
+        if self._parts is None:
+            raise StoreClosedError("the store is closed; open it again")
+        return self._parts
+
+    def _forked(self) -> None:
+        if self._parts is not None:
+            self._parts.forked()
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    """The absolute, resolved path that a path or an SQLite URL names."""
+    text = os.fspath(path)
+    if isinstance(text, str) and "://" in text:
+        scheme, _, rest = text.partition("://")
+        if scheme.partition("+")[0] != "sqlite":
+            raise InvalidInputError(f"this version keeps stores in SQLite files, not in {scheme.partition('+')[0]}")
+        text = rest.removeprefix("/")
+    if not text or text in (":memory:", b":memory:"):
+        raise InvalidInputError("a store needs a file; for one that goes away, use a temporary folder")
+    try:
+        file = Path(os.fsdecode(text)).absolute()
+        return file.parent.resolve() / file.name if not file.is_symlink() else file.resolve()
+    except (ValueError, OSError, RuntimeError):
+        raise InvalidInputError("this path cannot name a file") from None
+
+
+# In the child of a fork every store starts with connections, locks and indexes of its own.
+_open_stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_open_stores):
+        store._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

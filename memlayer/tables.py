@@ -1,0 +1,343 @@
+"""The SQL layer: rows of bytes and numbers, in and out. It holds no key, sees no text, no vector and no user id.
+
+Nothing here is trusted by the layer above. A query that loses its WHERE returns rows that do not authenticate for the
+user who asked; an UPDATE or DELETE that touches another number of rows than it was meant to raises before the commit.
+What a row of a damaged file holds is checked for type and size here, so that no parser behind it meets a surprise.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from memlayer import migrations
+from memlayer.database import change, fetch
+from memlayer.errors import FormatTooNewError, NotAStoreError, StoreDamagedError
+
+__all__ = ["BucketRow", "EmbedderRow", "MetaRow", "RecordRow", "RowCount", "SlotRow", "UserRow"]
+
+
+class _Bytes(sa.types.UserDefinedType[bytes]):
+    """Bytes as the driver gives them. SQLAlchemy's own type runs `bytes(value)` over every result, which turns a
+    number in a damaged file into that many zeros."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "BLOB"
+
+
+_BYTES, _INT = _Bytes, sa.BigInteger
+_schema = sa.MetaData()
+
+
+def _table(name: str, **columns: type[sa.types.TypeEngine[Any]]) -> sa.Table:
+    return sa.Table(name, _schema, *(sa.Column(column, kind) for column, kind in columns.items()))
+
+
+meta = _table(
+    "meta", id=_INT, magic=_BYTES, format=_INT, store_id=_BYTES, sk_epoch=_INT, commitment=_BYTES, index_key=_BYTES,
+    manifest=_BYTES,
+)  # fmt: skip
+key_slots = _table(
+    "key_slots", slot_id=_INT, sk_epoch=_INT, kind=_INT, memory_kib=_INT, iterations=_INT, lanes=_INT, salt=_BYTES,
+    commitment=_BYTES, sealed=_BYTES,
+)  # fmt: skip
+embedders = _table("embedders", embedder_no=_INT, sealed=_BYTES)
+directory = _table("directory", bucket=_INT, sealed=_BYTES)
+users = _table(
+    "users", uref=_BYTES, sk_epoch=_INT, dek_epoch=_INT, commitment=_BYTES, generation=_INT, data_key=_BYTES,
+    manifest=_BYTES, profile=_BYTES,
+)  # fmt: skip
+records = _table(
+    "records", uref=_BYTES, memory_id=_BYTES, seq=_INT, dek_epoch=_INT, changed=_INT, text_version=_INT,
+    vector_version=_INT, embedder_no=_INT, text=_BYTES, vector=_BYTES,
+)  # fmt: skip
+items = _table(
+    "items", uref=_BYTES, kind=_INT, item_id=_BYTES, dek_epoch=_INT, version=_INT, sealed=_BYTES
+)  # fmt: skip
+
+# SQLite takes 32,766 bound values and PostgreSQL 65,535; more ids than this go in several statements.
+_IDS_A_STATEMENT = 1000
+
+
+class MetaRow(NamedTuple):
+    """The store itself; one row."""
+
+    magic: bytes
+    format: int
+    store_id: bytes
+    sk_epoch: int
+    commitment: bytes
+    index_key: bytes
+    manifest: bytes
+
+
+class SlotRow(NamedTuple):
+    """One way to the store key."""
+
+    slot_id: int
+    sk_epoch: int
+    kind: int
+    memory_kib: int
+    iterations: int
+    lanes: int
+    salt: bytes
+    commitment: bytes
+    sealed: bytes
+
+
+class EmbedderRow(NamedTuple):
+    """One embedder that the store was written with."""
+
+    embedder_no: int
+    sealed: bytes
+
+
+class BucketRow(NamedTuple):
+    """One bucket of the directory."""
+
+    bucket: int
+    sealed: bytes
+
+
+class UserRow(NamedTuple):
+    """One user."""
+
+    uref: bytes
+    sk_epoch: int
+    dek_epoch: int
+    commitment: bytes
+    generation: int
+    data_key: bytes
+    manifest: bytes
+    profile: bytes
+
+
+class RecordRow(NamedTuple):
+    """One memory."""
+
+    uref: bytes
+    memory_id: bytes
+    seq: int
+    dek_epoch: int
+    changed: int
+    text_version: int
+    vector_version: int
+    embedder_no: int
+    text: bytes
+    vector: bytes
+
+
+class RowCount(NamedTuple):
+    """How many rows a user has in one table."""
+
+    uref: bytes
+    rows: int
+
+
+_R = TypeVar("_R", MetaRow, SlotRow, EmbedderRow, BucketRow, UserRow, RecordRow, RowCount)
+
+
+def _read(connection: Connection, statement: sa.Select[Any], kind: type[_R]) -> list[_R]:
+    """The rows, each column of the type that it must have, whatever the file says."""
+    types = tuple(kind.__annotations__.values())
+    rows = []
+    for row in fetch(connection, statement):
+        # 64-bit and not negative: every number of the format is a count, a version or an identifier.
+        if tuple(map(type, row)) != types or any(type(value) is int and value < 0 for value in row):
+            raise StoreDamagedError("a row holds a value of the wrong type", row=kind.__name__)
+        rows.append(kind(*row))
+    return rows
+
+
+def _columns(table: sa.Table, kind: type[_R]) -> list[sa.Column[Any]]:
+    return [table.c[name] for name in kind._fields]
+
+
+def _touched(connection: Connection, statement: sa.Update | sa.Delete, *, exactly: int) -> None:
+    """Runs a change that must touch `exactly` so many rows; otherwise raises, and the transaction is rolled back."""
+    count = change(connection, statement)
+    if count != exactly:
+        raise StoreDamagedError("a change touched another number of rows than it must", expected=exactly, touched=count)
+
+
+def _only(rows: list[_R]) -> _R | None:
+    if len(rows) > 1:
+        raise StoreDamagedError("there are several rows where there can be one", rows=len(rows))
+    return rows[0] if rows else None
+
+
+def make_schema(connection: Connection) -> None:
+    """Makes the tables of an empty database."""
+    for statement in migrations.statements():
+        change(connection, sa.text(statement))
+    change(connection, sa.text(f"PRAGMA application_id = {migrations.APPLICATION_ID}"))
+    change(connection, sa.text(f"PRAGMA user_version = {migrations.FORMAT}"))
+
+
+def check_schema(connection: Connection) -> None:
+    """Raises unless the database has exactly the schema of the migrations: nothing else may stand in a store's file.
+
+    Raises:
+        NotAStoreError: a database of something else, or an empty one.
+        FormatTooNewError: of a later memlayer.
+        StoreDamagedError: a table, index, view or trigger that is not ours, or ours in other words.
+    """
+    ((application_id,),) = fetch(connection, sa.text("PRAGMA application_id"))
+    ((version,),) = fetch(connection, sa.text("PRAGMA user_version"))
+    if application_id != migrations.APPLICATION_ID:
+        raise NotAStoreError("the file is no memlayer store; it was left as it is")
+    if version != migrations.FORMAT:
+        raise FormatTooNewError("this store has a schema that this memlayer does not know", version=version)
+    found = set(fetch(connection, sa.text("SELECT type, tbl_name, sql FROM sqlite_schema")))
+    expected = {_described(statement) for statement in migrations.statements()}
+    # SQLite makes an index of its own for each primary key; it has no text.
+    expected |= {("index", table, None) for _, table, _ in expected}
+    if {tuple(row) for row in found} != expected:
+        raise StoreDamagedError("the database holds something that memlayer did not make")
+
+
+def _described(statement: str) -> tuple[str, str, str | None]:
+    _, kind, name, *rest = statement.split()
+    return (kind.lower(), rest[1] if kind == "INDEX" else name, statement)
+
+
+def read_meta(connection: Connection) -> MetaRow | None:
+    return _only(_read(connection, sa.select(*_columns(meta, MetaRow)), MetaRow))
+
+
+def insert_meta(connection: Connection, row: MetaRow) -> None:
+    change(connection, sa.insert(meta).values(id=1, **row._asdict()))
+
+
+def update_meta(connection: Connection, *, old: bytes, new: bytes) -> None:
+    """Replaces the store's sealed manifest, if it is still `old`."""
+    _touched(connection, sa.update(meta).where(meta.c.manifest == old).values(manifest=new), exactly=1)
+
+
+def read_slots(connection: Connection) -> list[SlotRow]:
+    return _read(connection, sa.select(*_columns(key_slots, SlotRow)).order_by(key_slots.c.slot_id), SlotRow)
+
+
+def insert_slot(connection: Connection, row: SlotRow) -> None:
+    change(connection, sa.insert(key_slots).values(**row._asdict()))
+
+
+def delete_slot(connection: Connection, slot_id: int) -> None:
+    _touched(connection, sa.delete(key_slots).where(key_slots.c.slot_id == slot_id), exactly=1)
+
+
+def read_embedders(connection: Connection) -> list[EmbedderRow]:
+    query = sa.select(*_columns(embedders, EmbedderRow)).order_by(embedders.c.embedder_no)
+    return _read(connection, query, EmbedderRow)
+
+
+def insert_embedder(connection: Connection, row: EmbedderRow) -> None:
+    change(connection, sa.insert(embedders).values(**row._asdict()))
+
+
+def read_buckets(connection: Connection) -> list[BucketRow]:
+    return _read(connection, sa.select(*_columns(directory, BucketRow)).order_by(directory.c.bucket), BucketRow)
+
+
+def read_bucket(connection: Connection, bucket: int) -> BucketRow | None:
+    query = sa.select(*_columns(directory, BucketRow)).where(directory.c.bucket == bucket)
+    return _only(_read(connection, query, BucketRow))
+
+
+def insert_bucket(connection: Connection, row: BucketRow) -> None:
+    change(connection, sa.insert(directory).values(**row._asdict()))
+
+
+def update_bucket(connection: Connection, row: BucketRow) -> None:
+    query = sa.update(directory).where(directory.c.bucket == row.bucket).values(sealed=row.sealed)
+    _touched(connection, query, exactly=1)
+
+
+def read_users_in(connection: Connection, *, first: bytes, last: bytes) -> list[UserRow]:
+    """The users whose references lie from `first` to `last`, both included: those of one bucket."""
+    return _read(connection, sa.select(*_columns(users, UserRow)).where(users.c.uref.between(first, last)), UserRow)
+
+
+def read_seals(connection: Connection, uref: bytes, *, bucket: int) -> tuple[object, object]:
+    """The sealed manifests of a user and of the user's bucket as they stand, in one query: both equal to the ones last
+    seen means that nothing was written since. The bucket's is there because a user's old row that was put back would
+    otherwise look like silence."""
+    user = sa.select(users.c.manifest).where(users.c.uref == uref).scalar_subquery()
+    its_bucket = sa.select(directory.c.sealed).where(directory.c.bucket == bucket).scalar_subquery()
+    (row,) = fetch(connection, sa.select(user, its_bucket))
+    return row[0], row[1]
+
+
+def insert_user(connection: Connection, row: UserRow) -> None:
+    change(connection, sa.insert(users).values(**row._asdict()))
+
+
+def update_user(connection: Connection, row: UserRow, *, generation: int) -> None:
+    """Replaces the row, if it still is of `generation`."""
+    own = (users.c.uref == row.uref) & (users.c.generation == generation)
+    _touched(connection, sa.update(users).where(own).values(**row._asdict()), exactly=1)
+
+
+def delete_user(connection: Connection, uref: bytes) -> None:
+    _touched(connection, sa.delete(users).where(users.c.uref == uref), exactly=1)
+
+
+def read_records(connection: Connection, uref: bytes, *, after: int) -> list[RecordRow]:
+    """The user's records that were changed after the generation `after`; after 0, all."""
+    own = (records.c.uref == uref) & (records.c.changed > after)
+    return _read(connection, sa.select(*_columns(records, RecordRow)).where(own), RecordRow)
+
+
+def read_records_by_id(connection: Connection, uref: bytes, memory_ids: Sequence[bytes]) -> list[RecordRow]:
+    """Those of the given records that there are."""
+    found: list[RecordRow] = []
+    for some in _portions(memory_ids):
+        own = (records.c.uref == uref) & records.c.memory_id.in_(some)
+        found += _read(connection, sa.select(*_columns(records, RecordRow)).where(own), RecordRow)
+    return found
+
+
+def read_record_ids(connection: Connection, uref: bytes) -> list[bytes]:
+    """The ids of all the user's records, in the order in which they were inserted."""
+    query = sa.select(records.c.memory_id).where(records.c.uref == uref).order_by(records.c.seq)
+    return [row[0] for row in fetch(connection, query)]
+
+
+def insert_records(connection: Connection, rows: Sequence[RecordRow]) -> None:
+    change(connection, sa.insert(records), [row._asdict() for row in rows])
+
+
+def update_record(connection: Connection, row: RecordRow) -> None:
+    """Replaces one record by what it is now."""
+    own = (records.c.uref == row.uref) & (records.c.memory_id == row.memory_id)
+    _touched(connection, sa.update(records).where(own).values(**row._asdict()), exactly=1)
+
+
+def delete_records(connection: Connection, uref: bytes, memory_ids: Sequence[bytes]) -> None:
+    """Deletes exactly these records."""
+    for some in _portions(memory_ids):
+        own = (records.c.uref == uref) & records.c.memory_id.in_(some)
+        _touched(connection, sa.delete(records).where(own), exactly=len(some))
+
+
+def delete_all_records(connection: Connection, uref: bytes, *, count: int, item_count: int) -> None:
+    """Deletes all that a user has, which must be so many records and items."""
+    _touched(connection, sa.delete(records).where(records.c.uref == uref), exactly=count)
+    _touched(connection, sa.delete(items).where(items.c.uref == uref), exactly=item_count)
+
+
+def count_records(connection: Connection) -> list[RowCount]:
+    """How many records each user has, whether or not the user's row is there."""
+    return _read(connection, sa.select(records.c.uref, sa.func.count()).group_by(records.c.uref), RowCount)
+
+
+def count_items(connection: Connection) -> list[RowCount]:
+    """How many items each user has, whether or not the user's row is there."""
+    return _read(connection, sa.select(items.c.uref, sa.func.count()).group_by(items.c.uref), RowCount)
+
+
+def _portions(memory_ids: Sequence[bytes]) -> list[Sequence[bytes]]:
+    return [memory_ids[i : i + _IDS_A_STATEMENT] for i in range(0, len(memory_ids), _IDS_A_STATEMENT)]
