@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from memlayer.directory import Write
     from memlayer.embedders.protocol import Embedder
     from memlayer.index import UserIndex
     from memlayer.records import Source
     from memlayer.tables import RecordRow
-    from memlayer.vault import UnlockedUser, Vault, Write
+    from memlayer.vault import UnlockedUser, Vault
 
 __all__ = ["Batch", "elements", "find", "same_content"]
 

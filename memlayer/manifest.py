@@ -2,8 +2,8 @@
 
 A sealed field authenticates itself; it cannot say that another field is missing. So each user's row carries a sealed
 manifest (how many records there are, and a keyed hash over the set of them), and each of the 4,096 buckets of the
-store's directory carries a sealed manifest of the users in it. Both are rewritten in the transaction of the write. One more stands over the
-store: which buckets there are, and which key slots.
+store's directory carries a sealed manifest of the users in it. Both are rewritten in the transaction of the write. One
+more stands over the store: which buckets there are, and which key slots.
 
 The set is hashed by MSet-Add-Hash (Clarke et al., ASIACRYPT 2003): the sum, modulo 2^256, of an HMAC-SHA256 of each
 element. Adding and removing one element costs one HMAC, whatever the size of the set; without the key nobody can find

@@ -82,7 +82,7 @@ def open_store(
             # Once more, for between the two another file can have been put here.
             _same_store(connection, unlocked)
             vault.read_embedder(connection)
-            present = vault.check_directory(connection)
+            present = vault.directory.check(connection)
         guards.compare(noted, present)
         for bucket, note in present.items():
             if note[0] > noted.get(bucket, (0, b""))[0]:
@@ -135,7 +135,7 @@ class OpenStore:
             raise StoreDamagedError("there are memories whose user is gone")
         with self.database.read() as connection:
             _same_store(connection, self.keys)
-            buckets = self.vault.check_directory(connection)
+            buckets = self.vault.directory.check(connection)
             users, memories = self.vault.verify_users(connection)
         pages = int(self.database.pragma("PRAGMA page_count")[0][0])
         return VerifyReport(users=users, memories=memories, buckets=len(buckets) - 1, pages=pages)
@@ -169,7 +169,7 @@ class OpenStore:
             slot_id = 1 + max(row.slot_id for row in tables.read_slots(write.connection))
             slot = self.keys.new_slot(source, secret=secret, slot_id=slot_id)
             tables.insert_slot(write.connection, _row(slot))
-            self.vault.change_slots(write)
+            self.vault.directory.change_slots(write)
         return slot_id
 
     def remove_slot(self, slot_id: int) -> None:
@@ -181,7 +181,7 @@ class OpenStore:
             if len(slot_ids) == 1:
                 raise ConflictError("this is the only way into the store; add another key before removing it")
             tables.delete_slot(write.connection, slot_id)
-            self.vault.change_slots(write)
+            self.vault.directory.change_slots(write)
         self.database.checkpoint()
 
 
@@ -224,7 +224,7 @@ def _fill(vault: Vault, database: Database, keys: StoreKeys, *, slot: SlotRow, i
             sk_epoch=keys.epoch,
             commitment=keys.commitment,
             index_key=keys.sealed_index_key,
-            manifest=vault.new_manifest([slot]),
+            manifest=vault.directory.new_manifest([slot]),
         )
         tables.insert_meta(connection, meta)
 

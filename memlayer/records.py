@@ -123,7 +123,10 @@ def valid_metadata(metadata: JsonObject) -> JsonObject:
     """A copy of `metadata`, if it is a JSON object whose values come back as they went in."""
     if type(metadata) is not dict:
         raise InvalidInputError(f"metadata must be a dict, not {type(metadata).__name__}")
-    copy = {_json_key(key): _json_value(value, depth=1) for key, value in metadata.items()}
+    # A value takes at least a byte: what has more values than bytes is refused before it is walked to its end, which
+    # for lists that share lists can be far away.
+    room = iter(range(MAX_METADATA_BYTES))
+    copy = {_json_key(key): _json_value(value, depth=1, room=room) for key, value in metadata.items()}
     size = len(json.dumps(copy, separators=(",", ":"), ensure_ascii=False).encode())
     if size > MAX_METADATA_BYTES:
         raise LimitExceededError(
@@ -139,7 +142,9 @@ def _json_key(key: object) -> str:
     return key
 
 
-def _json_value(value: object, *, depth: int) -> object:
+def _json_value(value: object, *, depth: int, room: Iterator[int]) -> object:
+    if next(room, None) is None:
+        raise LimitExceededError(f"metadata is over {MAX_METADATA_BYTES} bytes as JSON", limit=MAX_METADATA_BYTES)
     if depth > MAX_METADATA_DEPTH:
         raise LimitExceededError(f"metadata is nested more than {MAX_METADATA_DEPTH} deep", limit=MAX_METADATA_DEPTH)
     # Exact types: a subclass (an enum, a numpy scalar) would come back as another type than it went in.
@@ -158,9 +163,9 @@ def _json_value(value: object, *, depth: int) -> object:
             raise InvalidInputError("a metadata number is NaN or infinite, which JSON cannot hold")
         return value
     if type(value) is list:
-        return [_json_value(item, depth=depth + 1) for item in value]
+        return [_json_value(item, depth=depth + 1, room=room) for item in value]
     if type(value) is dict:
-        return {_json_key(key): _json_value(item, depth=depth + 1) for key, item in value.items()}
+        return {_json_key(key): _json_value(item, depth=depth + 1, room=room) for key, item in value.items()}
     raise InvalidInputError(f"metadata holds a {type(value).__name__}, which is no JSON value")
 
 

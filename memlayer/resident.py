@@ -1,8 +1,8 @@
 """Users whose memories are in RAM: each with its index, kept as fresh as the store, evicted by bytes.
 
 An index is a cache of rows that were authenticated. Before it answers, it is compared with the store by one short query
-(the sealed manifests of the user and of the user's bucket); when something was written since, by any thread or process, the changed rows are read,
-and the index answers only if it then adds up to the new manifest.
+(the sealed manifests of the user and of the user's bucket); when something was written since, by any thread or process,
+the changed rows are read, and the index answers only if it then adds up to the new manifest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from memlayer.database import Database
-    from memlayer.vault import OpenedRecord, UnlockedUser, Vault, Write
+    from memlayer.directory import Write
+    from memlayer.vault import OpenedRecord, UnlockedUser, Vault
 
 __all__ = ["Resident", "Residents"]
 

@@ -97,7 +97,7 @@ class MemoryStore:
         """How many users have memories."""
         parts = self._open_parts()
         with parts.database.read() as connection:
-            return parts.vault.count_users(connection)
+            return parts.vault.directory.count_users(connection)
 
     def verify(self) -> VerifyReport:
         """Reads everything and checks it: the file's structure, every seal, every manifest, every memory.

@@ -1,11 +1,11 @@
-"""Between the rows and what they mean: the one place that seals, opens and holds the store's invariants.
+"""Between the rows and what they mean: the place that seals, opens and holds the store's invariants.
 
 1. A user's rows open with that user's data key, in that user's place, or not at all. There is no other check of whose
    a row is, so none can be forgotten.
 2. What was read of a user is exactly what was written: the multiset hash over the rows equals the one in the user's
    sealed manifest, or nothing of it is used.
-3. The users of a bucket are exactly those that were written, manifest by manifest. So a user's row that is missing,
-   older or added is an error, and only a user who is absent from an intact bucket is a new one.
+3. The users of a bucket are exactly those that were written, manifest by manifest (`memlayer.directory`). So a user's
+   row that is missing, older or added is an error, and only a user who is absent from an intact bucket is a new one.
 4. The buckets that there are, are exactly those that were ever written, and none is older than the rollback guard saw.
 5. A write changes the rows, the user's manifest and the bucket in one transaction, and each change says how many rows
    it must touch.
@@ -14,27 +14,18 @@
 from __future__ import annotations
 
 import json
-import struct
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from memlayer import tables
+from memlayer.directory import Directory, Write
 from memlayer.embedders.protocol import EmbedderIdentity
 from memlayer.envelope import Field, Place, pad, tag, unpad
-from memlayer.errors import FormatTooNewError, RollbackDetectedError, StoreDamagedError
-from memlayer.manifest import (
-    BUCKETS,
-    BucketManifest,
-    StoreManifest,
-    UserManifest,
-    bucket_of,
-    record_element,
-    user_element,
-)
+from memlayer.errors import FormatTooNewError, StoreDamagedError
+from memlayer.manifest import BUCKETS, UserManifest, bucket_of, record_element
 from memlayer.payload import decode_turn, decode_vectors, encode_turn, encode_vectors
-from memlayer.tables import BucketRow, EmbedderRow, RecordRow, SlotRow, UserRow
+from memlayer.tables import EmbedderRow, RecordRow, UserRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,11 +35,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from memlayer.database import Database
-    from memlayer.guard import FileGuard, Note
+    from memlayer.guard import FileGuard
     from memlayer.keys import StoreKeys, UserKeys
     from memlayer.records import Memory
 
-__all__ = ["OpenedRecord", "UnlockedUser", "Vault", "Write"]
+__all__ = ["OpenedRecord", "UnlockedUser", "Vault"]
 
 EMBEDDER_NO = 1
 """The first embedder of a store; another one gets the next number when the store is embedded anew."""
@@ -97,19 +88,6 @@ class OpenedRecord:
     vectors: NDArray[np.float32]
 
 
-@dataclass(slots=True)
-class Write:
-    """A transaction that writes.
-
-    Attributes:
-        connection: inside of the transaction.
-        notes: for the rollback guard, what it changed: by bucket, the new generation and seal.
-    """
-
-    connection: Connection
-    notes: dict[int, Note] = field(default_factory=dict)
-
-
 class Vault:
     """Seals and opens the rows of one store.
 
@@ -117,6 +95,9 @@ class Vault:
         database: where the rows are.
         keys: the store's, unlocked.
         guard: notified of each commit; None for a store that is only read.
+
+    Attributes:
+        directory: which users there are.
     """
 
     def __init__(self, database: Database, *, keys: StoreKeys, guard: FileGuard | None) -> None:
@@ -124,8 +105,7 @@ class Vault:
         self._keys = keys
         self._guard = guard
         self._identities: dict[int, bytes] = {}
-        # The newest generation of each bucket that this process saw: the guard's rule, without a file, while running.
-        self._seen: dict[int, int] = {}
+        self.directory = Directory(database, keys=keys)
         # HKDF for a user costs more than all the rest of opening one; the sealed data key says whether it is still it.
         self._unlocked: dict[bytes, tuple[bytes, UserKeys]] = {}
 
@@ -135,34 +115,6 @@ class Vault:
         return self._keys.store_id
 
     # ---------------------------------------------------------------- the store as a whole
-
-    def check_directory(self, connection: Connection) -> dict[int, Note]:
-        """What the rollback guard compares: every bucket and the store's own manifest (under the number `BUCKETS`),
-        once all of them are authentic and none is missing."""
-        sealed, manifest = self._store_manifest(connection)
-        if manifest.slots != slots_digest(tables.read_slots(connection)):
-            raise StoreDamagedError("the key slots are not those that were written")
-        rows = tables.read_buckets(connection)
-        generations = {row.bucket: self._open_bucket(row).generation for row in rows}
-        if generations.keys() != manifest.buckets:
-            raise StoreDamagedError("the directory has lost or gained a bucket")
-        self._seen |= {bucket: max(generation, self._seen.get(bucket, 0)) for bucket, generation in generations.items()}
-        notes = {row.bucket: (generations[row.bucket], tag(row.sealed)) for row in rows}
-        return notes | {BUCKETS: (manifest.generation, tag(sealed))}
-
-    def new_manifest(self, slots: Sequence[SlotRow]) -> bytes:
-        """The sealed manifest of a store that nobody has written to."""
-        return self._seal_store(StoreManifest(1, frozenset(), slots_digest(slots)))
-
-    def change_slots(self, write: Write) -> None:
-        """Takes the key slots as they stand in this transaction for the right ones."""
-        sealed, manifest = self._store_manifest(write.connection)
-        slots = slots_digest(tables.read_slots(write.connection))
-        self._change_store(write, sealed, manifest.with_slots(slots))
-
-    def count_users(self, connection: Connection) -> int:
-        """How many users have memories, from the sealed buckets."""
-        return sum(self._open_bucket(row).users for row in tables.read_buckets(connection))
 
     def seal_embedder(self, identity: EmbedderIdentity, *, number: int) -> EmbedderRow:
         """The row that records the embedder of the store."""
@@ -186,7 +138,7 @@ class Vault:
         records = dict(tables.count_records(connection))
         items = dict(tables.count_items(connection))
         for bucket in range(BUCKETS):
-            for row in self._users_in_bucket(connection, bucket):
+            for row in self.directory.users_in(connection, bucket):
                 user = self._unlock_row(row)
                 if self._keys.uref(self._open_profile(user)) != row.uref:
                     raise StoreDamagedError("a user's row belongs to another user")
@@ -212,7 +164,7 @@ class Vault:
     def unlock(self, connection: Connection, user_id: str) -> UnlockedUser | None:
         """The user, from an intact bucket; None for one who has nothing."""
         uref = self._keys.uref(user_id)
-        own = next((row for row in self._users_in_bucket(connection, bucket_of(uref)) if row.uref == uref), None)
+        own = next((row for row in self.directory.users_in(connection, bucket_of(uref)) if row.uref == uref), None)
         if own is None:
             return None
         unlocked = self._unlock_row(own)
@@ -237,9 +189,9 @@ class Vault:
         with self._database.write() as connection:
             write = Write(connection)
             yield write
-        for bucket, note in write.notes.items():
-            self._seen[bucket] = max(note[0], self._seen.get(bucket, 0))
-            if self._guard is not None:
+        self.directory.committed(write)
+        if self._guard is not None:
+            for bucket, note in write.notes.items():
                 self._guard.note(bucket, note)
 
     def change(
@@ -265,10 +217,10 @@ class Vault:
         after = before._replace(generation=manifest.generation, manifest=sealed)
         if before.manifest:
             tables.update_user(write.connection, after, generation=before.generation)
-            self._change_bucket(write, added=after, removed=before)
+            self.directory.change_user(write, added=after, removed=before)
         else:
             tables.insert_user(write.connection, after)
-            self._change_bucket(write, added=after, removed=None)
+            self.directory.change_user(write, added=after, removed=None)
         if insert:
             tables.insert_records(write.connection, insert)
         for row in update:
@@ -282,7 +234,7 @@ class Vault:
             write.connection, user.uref, count=user.manifest.records, item_count=user.manifest.items
         )
         tables.delete_user(write.connection, user.uref)
-        self._change_bucket(write, added=None, removed=user.row)
+        self.directory.change_user(write, added=None, removed=user.row)
         self._unlocked.pop(user.uref, None)
 
     # ---------------------------------------------------------------- records
@@ -407,27 +359,6 @@ class Vault:
 
     # ---------------------------------------------------------------- inside
 
-    def _users_in_bucket(self, connection: Connection, bucket: int) -> list[UserRow]:
-        """All users of a bucket, once they add up to what the bucket says."""
-        row = tables.read_bucket(connection, bucket)
-        manifest = BucketManifest() if row is None else self._open_bucket(row)
-        if manifest.generation < self._seen.get(bucket, 0):
-            self._refuse_rollback(bucket)
-        self._seen[bucket] = max(manifest.generation, self._seen.get(bucket, 0))
-        users = tables.read_users_in(connection, first=_first_in(bucket), last=_last_in(bucket))
-        if not manifest.holds([self._user_element(user) for user in users]):
-            raise StoreDamagedError("a user's row was changed, removed, added or replaced by an older one")
-        return users
-
-    def _refuse_rollback(self, bucket: int) -> None:
-        """A snapshot may be older than what another thread has committed since; only a new one that is still behind
-        is a rollback."""
-        seen = self._seen[bucket]
-        with self._database.read() as connection:
-            row = tables.read_bucket(connection, bucket)
-            if row is None or self._open_bucket(row).generation < seen:
-                raise RollbackDetectedError("the store is older than what this process last saw of it")
-
     def _unlock_row(self, row: UserRow) -> UnlockedUser:
         if row.sk_epoch != self._keys.epoch:
             raise StoreDamagedError("a user's row names a store key that the store does not have")
@@ -453,50 +384,6 @@ class Vault:
             raise FormatTooNewError("a user's profile has fields that this memlayer does not know")
         return str(profile["user"])
 
-    def _change_bucket(self, write: Write, *, added: UserRow | None, removed: UserRow | None) -> None:
-        uref = (added or removed).uref  # type: ignore[union-attr]
-        bucket = bucket_of(uref)
-        row = tables.read_bucket(write.connection, bucket)
-        before = BucketManifest() if row is None else self._open_bucket(row)
-        after = before.changed(
-            added=None if added is None else self._user_element(added),
-            removed=None if removed is None else self._user_element(removed),
-        )
-        sealed = self._keys.directory.seal(after.encode(), place=self._bucket_place(bucket))
-        if row is None:
-            tables.insert_bucket(write.connection, BucketRow(bucket, sealed))
-            store, manifest = self._store_manifest(write.connection)
-            self._change_store(write, store, manifest.with_bucket(bucket))
-        else:
-            tables.update_bucket(write.connection, BucketRow(bucket, sealed))
-        write.notes[bucket] = (after.generation, tag(sealed))
-
-    def _store_manifest(self, connection: Connection) -> tuple[bytes, StoreManifest]:
-        meta = tables.read_meta(connection)
-        if meta is None:
-            raise StoreDamagedError("the store's own row is gone")
-        return meta.manifest, StoreManifest.decode(self._keys.directory.open(meta.manifest, place=self._store_place()))
-
-    def _change_store(self, write: Write, old: bytes, manifest: StoreManifest) -> None:
-        new = self._seal_store(manifest)
-        tables.update_meta(write.connection, old=old, new=new)
-        write.notes[BUCKETS] = (manifest.generation, tag(new))
-
-    def _seal_store(self, manifest: StoreManifest) -> bytes:
-        return self._keys.directory.seal(manifest.encode(), place=self._store_place())
-
-    def _open_bucket(self, row: BucketRow) -> BucketManifest:
-        return BucketManifest.decode(self._keys.directory.open(row.sealed, place=self._bucket_place(row.bucket)))
-
-    def _user_element(self, row: UserRow) -> int:
-        return user_element(
-            self._keys.set_key,
-            uref=row.uref,
-            data_key_tag=tag(row.data_key),
-            manifest_tag=tag(row.manifest),
-            profile_tag=tag(row.profile),
-        )
-
     def _place(self, kind: Field, uref: bytes, keys: UserKeys, *, record: bytes = bytes(16), version: int = 0) -> Place:
         return Place(
             field=kind, store_id=self._keys.store_id, uref=uref, record=record, epoch=keys.epoch, version=version
@@ -513,28 +400,5 @@ class Vault:
             binding=self._identities[embedder_no],
         )
 
-    def _bucket_place(self, bucket: int) -> Place:
-        return Place(field=Field.BUCKET, store_id=self._keys.store_id, epoch=self._keys.epoch, version=bucket)
-
-    def _store_place(self) -> Place:
-        return Place(field=Field.STORE, store_id=self._keys.store_id, epoch=self._keys.epoch)
-
     def _embedder_place(self, number: int) -> Place:
         return Place(field=Field.EMBEDDER, store_id=self._keys.store_id, epoch=self._keys.epoch, version=number)
-
-
-def slots_digest(slots: Sequence[SlotRow]) -> bytes:
-    """32 bytes that stand for exactly these key slots; each is of fixed width once it is encoded."""
-    digest = sha256()
-    for slot in sorted(slots):
-        numbers = (slot.slot_id, slot.sk_epoch, slot.kind, slot.memory_kib, slot.iterations, slot.lanes)
-        digest.update(struct.pack(">6Q", *numbers) + slot.salt + slot.commitment + slot.sealed)
-    return digest.digest()
-
-
-def _first_in(bucket: int) -> bytes:
-    return (bucket << 4).to_bytes(2) + bytes(14)
-
-
-def _last_in(bucket: int) -> bytes:
-    return (bucket << 4 | 0xF).to_bytes(2) + b"\xff" * 14

