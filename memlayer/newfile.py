@@ -33,7 +33,7 @@ def new_file(path: Path) -> Iterator[Path]:
         FileExistsError: there is a file at `path`; it is as it was.
         OSError: the folder cannot be written.
     """
-    draft = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.new")
+    draft = path.with_name(f".memlayer-{secrets.token_hex(8)}.new")
     os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         yield draft

@@ -191,13 +191,12 @@ def _file(path: str | os.PathLike[str]) -> Path:
         if scheme.partition("+")[0] != "sqlite":
             raise InvalidInputError(f"this version keeps stores in SQLite files, not in {scheme.partition('+')[0]}")
         text = rest.removeprefix("/")
-    if not text or text in (":memory:", b":memory:"):
+    path = os.fsdecode(text)
+    if path in ("", ":memory:"):
         raise InvalidInputError("a store needs a file; for one that goes away, use a temporary folder")
-    try:
-        file = Path(os.fsdecode(text)).absolute()
-        return file.parent.resolve() / file.name if not file.is_symlink() else file.resolve()
-    except (ValueError, OSError, RuntimeError):
-        raise InvalidInputError("this path cannot name a file") from None
+    if "\0" in path:
+        raise InvalidInputError("this path cannot name a file: it holds a NUL")
+    return Path(path).resolve()
 
 
 # In the child of a fork every store starts with connections, locks and indexes of its own.

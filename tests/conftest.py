@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
+from memlayer import MemoryStore, RawKey
+from memlayer.testing import HashingEmbedder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from memlayer.memory import UserMemory
 
 # No deadline: two cores, shared, say nothing about one example's time. In CI the examples are the same in every run.
 settings.register_profile("memlayer", deadline=None, max_examples=100, derandomize="CI" in os.environ)
@@ -106,3 +111,27 @@ def network_attempts() -> Iterator[list[str]]:
     _attempts.clear()
     yield _attempts
     assert not _attempts, f"the network was tried: {_attempts}"
+
+
+# --- A store ---
+
+KEY = RawKey(bytes(range(32)))
+
+
+@pytest.fixture
+def embedder() -> HashingEmbedder:
+    """The embedder of `store`; it counts what it embeds."""
+    return HashingEmbedder()
+
+
+@pytest.fixture
+def store(tmp_path: Path, embedder: HashingEmbedder) -> Iterator[MemoryStore]:
+    """A new store at `tmp_path / "memories.db"`, closed after the test."""
+    with MemoryStore.open(tmp_path / "memories.db", keys=KEY, embedder=embedder) as opened:
+        yield opened
+
+
+@pytest.fixture
+def alice(store: MemoryStore) -> UserMemory:
+    """A user of `store` who has nothing yet."""
+    return store.user("alice")

@@ -299,7 +299,8 @@ def _after_fork() -> None:
     """In a forked child: take what the parent's other threads may have left in the middle.
 
     OpenMP's worker threads do not exist in the child, yet the thread that forked still counts on them: the first large
-    matrix product would wait for ever (measured with torch 2.13 and libgomp). On one thread it needs none of them.
+    matrix product waits for ever, or now and then crashes (measured with torch 2.13 and libgomp). On one thread it
+    needs none of them.
     """
     global _loading
     _loading = threading.Lock()  # a thread that was loading held it, and will never let go of this copy
