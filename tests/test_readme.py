@@ -1,0 +1,33 @@
+"""The README's own code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_code_of_the_readme_runs_and_prints_what_it_says(tmp_path):
+    """All Python blocks, one after the other in an empty folder, run; what a comment after a print says is printed."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 3
+    result = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    promised = re.findall(r"print\(.*\)  # (I'm allergic to peanuts|0|2)\b", "\n".join(blocks))
+    printed = result.stdout.splitlines()
+    assert promised == ["I'm allergic to peanuts", "0", "2"]
+    assert all(line in printed for line in promised)
+    assert printed[0] == "I'm allergic to peanuts"
+    assert "does not open the store" in printed[-1]
+
+
+def test_the_readme_is_short_and_its_code_comes_early():
+    """The README has about a hundred lines, with code that runs within the first twenty."""
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 125
+    assert lines.index("```python") < 20
