@@ -57,6 +57,7 @@ _SETTINGS: Mapping[str, int | str] = {
     "cell_size_check": 1,
     "fullfsync": 1,  # macOS: a plain fsync does not reach the disk there; nothing elsewhere
     "checkpoint_fullfsync": 1,
+    "journal_size_limit": 64 * 1024 * 1024,  # a bulk load leaves no huge log behind
     "mmap_size": 0,  # an I/O error is an error, not a signal; and no page is read behind the checks
 }
 

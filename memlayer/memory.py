@@ -10,13 +10,14 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memlayer.batch import Batch, elements, find, same_content
+from memlayer.batch import Batch, elements, find
 from memlayer.embedding import embed_query, embed_texts, given_query
-from memlayer.errors import ConflictError, InvalidInputError, NotFoundError
+from memlayer.errors import InvalidInputError, NotFoundError
 from memlayer.export import open_export, write_export
 from memlayer.filters import Condition
+from memlayer.importing import Import
 from memlayer.records import History, Hit, Memory, Recall, Turn, valid_metadata, valid_name, valid_text
-from memlayer.reports import ErasureReceipt, ImportReport
+from memlayer.reports import ErasureReceipt
 
 if TYPE_CHECKING:
     import os
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from memlayer.embedders.protocol import Embedder
     from memlayer.index import UserIndex
     from memlayer.records import JsonObject, Role, Session, Source
+    from memlayer.reports import ImportReport
     from memlayer.resident import Resident, Residents
-    from memlayer.tables import RecordRow
     from memlayer.vault import UnlockedUser, Vault
 
 __all__ = ["UserMemory"]
@@ -143,7 +144,8 @@ class UserMemory:
         metadata = None if metadata is None else valid_metadata(metadata)
         if text is None and metadata is None:
             raise InvalidInputError("update needs a text or a metadata to change to")
-        self.get(id)  # Before anything is embedded.
+        if text == self.get(id).text:
+            text = None  # Nothing to embed.
         vectors = None if text is None else embed_texts(self._embedder, [text])[0]
         with self._vault.write() as write, self._resident.writing(write) as (user, index):
             memory_id = self._find(id, user, index)
@@ -336,33 +338,7 @@ class UserMemory:
             ConflictError: a memory is there with other content; nothing was written.
         """
         with open_export(path, passphrase=passphrase) as exported:
-            known_space = exported.identity == self._embedder.identity
-            added = kept = 0
-            with self._vault.write() as write, self._resident.writing(write) as (user, index):
-                for portion in exported.portions():
-                    rows: list[RecordRow] = []
-                    for record in portion:
-                        own_id = record.own_id
-                        memory_id = record.memory_id if own_id is None else user.keys.memory_id(own_id)
-                        there = None if index is None else index.get(memory_id)
-                        if there is not None:
-                            if not same_content(there, record.memory):
-                                raise ConflictError("a memory of this export is there already, with other content")
-                            kept += 1
-                            continue
-                        vectors = record.vectors
-                        if not known_space:
-                            vectors = embed_texts(self._embedder, [record.memory.text])[0]
-                        seq = user.manifest.next_seq + len(rows)
-                        rows.append(
-                            self._vault.seal_record(
-                                user, memory_id=memory_id, seq=seq, memory=record.memory, own_id=own_id, vectors=vectors
-                            )
-                        )
-                    if rows:
-                        user = self._vault.change(write, user, insert=rows)
-                        added += len(rows)
-        return ImportReport(added=added, kept=kept)
+            return Import(exported, vault=self._vault, resident=self._resident, embedder=self._embedder).run()
 
     # ---------------------------------------------------------------- inside
 

@@ -16,7 +16,7 @@ from memlayer.errors import RollbackDetectedError
 from memlayer.index import Entry, UserIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import Connection
 
@@ -33,7 +33,9 @@ class Resident:
     Where a write needs both, it takes the store's write lock first and this one second; a recall takes this one only.
     """
 
-    def __init__(self, user_id: str, *, vault: Vault, database: Database, dimensions: int) -> None:
+    def __init__(
+        self, user_id: str, *, vault: Vault, database: Database, dimensions: int, account: Callable[[int], None]
+    ) -> None:
         self._user_id = user_id
         self._vault = vault
         self._database = database
@@ -42,12 +44,8 @@ class Resident:
         self._user: UnlockedUser | None = None
         self._index: UserIndex | None = None
         self._seals: tuple[object, object] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """How much RAM it takes."""
-        index = self._index
-        return 0 if index is None else index.nbytes
+        self._account = account
+        self._nbytes = 0
 
     @contextmanager
     def reading(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
@@ -64,17 +62,33 @@ class Resident:
             user = self._refresh(write.connection)
             yield user or self._vault.new_user(self._user_id), self._index
 
-    def drop(self, *, wait: bool = True) -> bool:
-        """Frees the index, unless `wait` is false and somebody is using it; whether it was freed."""
+    def drop(self) -> None:
+        """Frees the index; the next call builds it anew."""
+        with self._lock:
+            if self._index is not None:
+                self._index.close()
+            self._index = self._user = self._seals = None
+            self._weigh()
+
+    def retire(self, *, wait: bool) -> bool:
+        """Frees the index for good, unless `wait` is false and somebody is using it; whether it was freed.
+
+        Whoever got hold of this object just before may still use it; it then counts for nothing in the budget, and goes
+        when they let go of it.
+        """
         if not self._lock.acquire(blocking=wait):
             return False
         try:
-            if self._index is not None:
-                self._index.close()
-            self._index = self._user = None
+            self.drop()
+            self._account = _nothing
         finally:
             self._lock.release()
         return True
+
+    def _weigh(self) -> None:
+        nbytes = 0 if self._index is None else self._index.nbytes
+        self._account(nbytes - self._nbytes)
+        self._nbytes = nbytes
 
     def _refresh(self, connection: Connection) -> UnlockedUser | None:
         try:
@@ -117,6 +131,7 @@ class Resident:
             if not user.manifest.holds(records=records - len(removed), total=total):
                 self._vault.refuse_rows()
         index.apply([_entry(record) for record in opened], removed=removed)
+        self._weigh()
 
 
 def _entry(record: OpenedRecord) -> Entry:
@@ -127,6 +142,10 @@ def _entry(record: OpenedRecord) -> Entry:
         memory=record.memory,
         vectors=record.vectors,
     )
+
+
+def _nothing(_: int) -> None:
+    """Counts nothing."""
 
 
 class Residents:
@@ -143,13 +162,22 @@ class Residents:
         self._budget = budget
         self._users: OrderedDict[str, Resident] = OrderedDict()
         self._lock = threading.Lock()
+        self._held = 0
+        # A lock of its own, and the last one that is taken: users grow while they hold theirs.
+        self._counting = threading.Lock()
 
     def get(self, user_id: str) -> Resident:
         """The user's place in RAM; others make room where the budget is spent."""
         with self._lock:
             resident = self._users.get(user_id)
             if resident is None:
-                resident = Resident(user_id, vault=self._vault, database=self._database, dimensions=self._dimensions)
+                resident = Resident(
+                    user_id,
+                    vault=self._vault,
+                    database=self._database,
+                    dimensions=self._dimensions,
+                    account=self._account,
+                )
                 self._users[user_id] = resident
             self._users.move_to_end(user_id)
             self._make_room()
@@ -158,28 +186,32 @@ class Residents:
     @property
     def nbytes(self) -> int:
         """How much RAM all of them take."""
-        with self._lock:
-            return sum(resident.nbytes for resident in self._users.values())
+        return self._held
 
     def clear(self) -> None:
         """Frees everything."""
         with self._lock:
             for resident in self._users.values():
-                resident.drop()
+                resident.retire(wait=True)
             self._users.clear()
 
     def forked(self) -> None:
         """In the child of a fork: starts empty. What the parent holds is not closed, it is the parent's, and its locks
         may have been held by a thread that the child does not have."""
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
         self._users = OrderedDict()
+        self._held = 0
 
     def _make_room(self) -> None:
-        held = sum(resident.nbytes for resident in self._users.values())
+        if self._held <= self._budget:
+            return
         for user_id in list(self._users)[:-1]:
-            if held <= self._budget:
-                return
-            size = self._users[user_id].nbytes
-            if self._users[user_id].drop(wait=False):
+            if self._users[user_id].retire(wait=False):
                 del self._users[user_id]
-                held -= size
+            if self._held <= self._budget:
+                return
+
+    def _account(self, nbytes: int) -> None:
+        with self._counting:
+            self._held += nbytes

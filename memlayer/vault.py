@@ -373,8 +373,9 @@ class Vault:
         return UnlockedUser(uref=row.uref, row=row, keys=keys, manifest=manifest)
 
     def _remember_keys(self, uref: bytes, sealed: bytes, keys: UserKeys) -> None:
-        while len(self._unlocked) >= _UNLOCKED_USERS:
-            self._unlocked.pop(next(iter(self._unlocked)), None)
+        if len(self._unlocked) >= _UNLOCKED_USERS:
+            # All at once, and as a new dict: other threads may be reading this one.
+            self._unlocked = {}
         self._unlocked[uref] = (sealed, keys)
 
     def _open_profile(self, user: UnlockedUser) -> str:

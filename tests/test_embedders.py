@@ -586,7 +586,7 @@ def test_racing_threads_load_once(monkeypatch):
 def test_a_forked_child_embeds():
     """A child forked after the model was used, while another thread loads, embeds as its parent did and does not hang.
 
-    Without `_after_fork` this waits for ever: for OpenMP's threads in one case, for the lock in the other.
+    Without `_after_fork` it does not come back: OpenMP waits for threads, or crashes, and the lock is held by nobody.
     """
     child = python(
         """

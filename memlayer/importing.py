@@ -1,0 +1,103 @@
+"""Taking in an export: which of its memories are new, their vectors in the store's own space, their sealed rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memlayer.batch import same_content
+from memlayer.embedding import embed_texts
+from memlayer.errors import ConflictError
+from memlayer.reports import ImportReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memlayer.directory import Write
+    from memlayer.embedders.protocol import Embedder
+    from memlayer.export import ExportedRecord, SealedExport
+    from memlayer.index import UserIndex
+    from memlayer.resident import Resident
+    from memlayer.vault import UnlockedUser, Vault
+
+__all__ = ["Import"]
+
+
+class Import:
+    """One import into one user. A class because the vectors outlive a second try.
+
+    Args:
+        export: open, and checked to its end.
+        vault: seals the rows.
+        resident: the user, and what is there already.
+        embedder: the store's.
+    """
+
+    def __init__(self, export: SealedExport, *, vault: Vault, resident: Resident, embedder: Embedder) -> None:
+        self._export = export
+        self._vault = vault
+        self._resident = resident
+        self._embedder = embedder
+        # Vectors of another embedder cannot be compared with the store's: then the texts are embedded anew.
+        self._same_space = export.identity == embedder.identity
+        self._vectors: dict[bytes, NDArray[np.float32]] = {}
+
+    def run(self) -> ImportReport:
+        """Imports all or nothing, in one transaction; the embedding is done before it, not to keep others waiting."""
+        while True:
+            with self._resident.reading() as (known, present):
+                texts = self._texts(known, present)
+            missing = [name for name in texts if name not in self._vectors]
+            vectors = embed_texts(self._embedder, [texts[name] for name in missing])
+            self._vectors.update(zip(missing, vectors, strict=True))
+            with self._vault.write() as write, self._resident.writing(write) as (user, index):
+                if self._vectors.keys() >= self._texts(user, index).keys():
+                    return self._write(write, user, index)
+            # Another process forgot one of them in between: that one is to be embedded after all.
+
+    def _write(self, write: Write, user: UnlockedUser, index: UserIndex | None) -> ImportReport:
+        added = kept = 0
+        for portion in self._export.portions():
+            rows = [
+                self._vault.seal_record(
+                    user,
+                    memory_id=memory_id,
+                    seq=user.manifest.next_seq + number,
+                    memory=record.memory,
+                    own_id=record.own_id,
+                    vectors=record.vectors if self._same_space else self._vectors[record.memory_id],
+                )
+                for number, (memory_id, record) in enumerate(self._new(portion, user, index))
+            ]
+            if rows:
+                user = self._vault.change(write, user, insert=rows)
+            added += len(rows)
+            kept += len(portion) - len(rows)
+        return ImportReport(added=added, kept=kept)
+
+    def _texts(self, user: UnlockedUser | None, index: UserIndex | None) -> dict[bytes, str]:
+        """The texts that must be embedded, by the ids that they have in the export."""
+        if self._same_space:
+            return {}
+        return {
+            record.memory_id: record.memory.text
+            for portion in self._export.portions()
+            for _, record in self._new(portion, user, index)
+        }
+
+    def _new(
+        self, portion: list[ExportedRecord], user: UnlockedUser | None, index: UserIndex | None
+    ) -> Iterator[tuple[bytes, ExportedRecord]]:
+        """The memories that are not there yet, with the ids that they get here."""
+        for record in portion:
+            own = None if record.own_id is None or user is None else user.keys.memory_id(record.own_id)
+            memory_id = own or record.memory_id
+            there = None if index is None else index.get(memory_id)
+            if there is None:
+                yield memory_id, record
+            elif not same_content(there, record.memory):
+                raise ConflictError(
+                    "a memory of this export is there already, with other content; nothing was imported"
+                )
