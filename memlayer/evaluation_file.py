@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memlayer.errors import InvalidInputError
 from memlayer.records import Turn, valid_name, valid_text
@@ -84,7 +84,7 @@ class _ReadQuestion(_Read):
 
 class _ReadConversation(_Read):
     id: str
-    turns: list[_ReadTurn]
+    turns: list[_ReadTurn] = Field(min_length=1)
     questions: list[_ReadQuestion]
 
 

@@ -42,7 +42,7 @@ def _content(memory, *, of_its_own=("written",)):
 
 
 def test_an_import_is_equal_to_what_was_exported(store, alice, exported, embedder):
-    """Another user gets the same memories, in order, with provenance, times, metadata and ids, and nothing is embedded."""
+    """Another user gets the same memories, in order, with all that belongs to them, and nothing is embedded."""
     embedded = embedder.texts
     report = store.user("bob").import_(exported, passphrase=PASSPHRASE)
     assert (report.added, report.kept) == (3, 0)
@@ -84,7 +84,7 @@ def test_vectors_of_another_embedder_are_not_taken(exported, tmp_path):
 
 
 def test_a_bad_export_is_refused_before_the_first_write(store, exported, tmp_path):
-    """A wrong passphrase, a cut, a flip, a missing file and a file that is no export are typed errors; nothing is written."""
+    """A wrong passphrase, a cut, a flip, and a file that is no export are typed errors, and nothing is written."""
     eve = store.user("eve")
     whole = exported.read_bytes()
     with pytest.raises(WrongKeyError):
