@@ -27,6 +27,7 @@ import os
 import struct
 import threading
 from hashlib import sha256
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -74,7 +75,7 @@ class FileGuard:
         self._path = path
         self._key = key
         self._lock = threading.Lock()
-        self._file: int | None = None
+        self._file: FileIO | None = None
         self._broken = False
 
     @property
@@ -115,7 +116,7 @@ class FileGuard:
         """Closes the file; the next note opens it again."""
         with self._lock:
             if self._file is not None:
-                os.close(self._file)
+                self._file.close()
                 self._file = None
 
     def forked(self) -> None:
@@ -130,7 +131,8 @@ class FileGuard:
 
     def _read_all(self) -> dict[int, Note]:
         with self._locked() as file:
-            notes = os.pread(file, _PAIRS * 2 * _SLOT, _HEADER)
+            file.seek(_HEADER)
+            notes = file.read(_PAIRS * 2 * _SLOT).ljust(_PAIRS * 2 * _SLOT, b"\0")
         noted = {}
         for bucket in range(_PAIRS):
             pair = notes[bucket * 2 * _SLOT : (bucket + 1) * 2 * _SLOT]
@@ -150,13 +152,15 @@ class FileGuard:
         offset = _HEADER + bucket * 2 * _SLOT
         encoded = _NOTE.pack(note[0], note[1][-8:])
         with self._locked() as file:
-            pair = os.pread(file, 2 * _SLOT, offset).ljust(2 * _SLOT, b"\0")
+            file.seek(offset)
+            pair = file.read(2 * _SLOT).ljust(2 * _SLOT, b"\0")
             first, second = (self._read_slot(bucket, slot, pair) for slot in (0, 1))
             if max(first[0], second[0]) >= note[0]:
                 return  # Another process has already noted a later write.
             # Over the older of the two, so that a torn write leaves the newer one.
             slot = 0 if first[0] <= second[0] else 1
-            os.pwrite(file, encoded + self._mac(bucket, slot, encoded), offset + slot * _SLOT)
+            file.seek(offset + slot * _SLOT)
+            file.write(encoded + self._mac(bucket, slot, encoded))
 
     def _read_slot(self, bucket: int, slot: int, pair: bytes) -> Note:
         """The note in one slot; generation 0 where there is no authentic one."""
@@ -172,7 +176,7 @@ class FileGuard:
         return hmac.digest(self._key, place + encoded, "sha256")[: _SLOT - _NOTE.size]
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
+    def _locked(self) -> Iterator[FileIO]:
         with self._lock:
             if self._file is None:
                 self._file = self._opened()
@@ -184,18 +188,17 @@ class FileGuard:
                 if fcntl is not None:
                     fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def _opened(self) -> int:
+    def _opened(self) -> FileIO:
+        """The file, unbuffered: each note is one write of 32 bytes."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            return os.open(self.file, os.O_RDWR)
-        except FileNotFoundError:
-            pass
+        with contextlib.suppress(FileNotFoundError):
+            return FileIO(self.file, "r+")
         path = os.fsencode(self._path)
         # FileExistsError: another process made it at the same moment.
         with contextlib.suppress(FileExistsError), new_file(self.file) as draft, open(draft, "wb") as file:
             file.write(_LENGTH.pack(_MAGIC, len(path)) + path)
             file.truncate(_HEADER + _PAIRS * 2 * _SLOT)
-        return os.open(self.file, os.O_RDWR)
+        return FileIO(self.file, "r+")
 
     def _carry_over(self) -> None:
         """Where the store was moved here, takes the notes of its old path along."""

@@ -60,9 +60,10 @@ def _link(draft: Path, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    if os.name != "posix" and path.is_dir():
+    folder = path.is_dir()
+    if folder and os.name != "posix":
         return  # A folder cannot be opened on Windows, and need not be synced.
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:
