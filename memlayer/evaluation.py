@@ -1,0 +1,416 @@
+"""How well recall finds what it should, measured on conversations with questions whose evidence is known.
+
+Every conversation is remembered as a user of its own, in a temporary encrypted store; every question is asked of that
+user, and the turns that come back are compared with the evidence. Beside it stands exact cosine over the very same
+vectors, the order that any memory without a ranking of its own would give: each text and each question is embedded
+once, and both are scored on that one vector.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+from memlayer.embedders.resolve import resolve
+from memlayer.embedding import embed_query, embed_texts
+from memlayer.errors import InvalidInputError
+from memlayer.sources import RawKey
+from memlayer.store import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memlayer.embedders.protocol import Embedder, EmbedderIdentity
+    from memlayer.evaluation_file import Conversation, Question
+    from memlayer.memory import UserMemory
+
+__all__ = [
+    "METRICS",
+    "UNANSWERABLE",
+    "Comparison",
+    "EvaluationReport",
+    "KeptEmbedder",
+    "Times",
+    "evaluate",
+    "hit_at",
+    "ndcg_at",
+    "recall_at",
+    "reciprocal_rank",
+    "scores",
+]
+
+DEPTH = 50
+"""How many turns each question asks for: the largest k that is reported."""
+
+UNANSWERABLE = frozenset({"5"})
+"""In LoCoMo, category 5: adversarial questions about things that were never said. Their "evidence" is the turn that
+misleads, so finding it is no merit. Files that name their categories with words are not touched by it."""
+
+METRICS = ("recall@5", "recall@10", "recall@20", "recall@50", "hit@10", "mrr", "ndcg@10")
+
+# As many texts as `embed_texts` gives an embedder at once: fewer would cost speed, more would stop the progress bar.
+_TEXTS_A_STEP = 256
+
+Scores: TypeAlias = dict[str, float]
+"""A value, 0 to 1, for each of `METRICS`."""
+
+
+# --- The metrics ---
+
+
+def recall_at(found: Sequence[str], evidence: Collection[str], *, k: int) -> float:
+    """The share of the evidence that is among the first `k` found."""
+    return len(set(found[:k]) & set(evidence)) / len(evidence)
+
+
+def hit_at(found: Sequence[str], evidence: Collection[str], *, k: int) -> float:
+    """1 if any of the evidence is among the first `k` found, else 0."""
+    return float(any(turn in evidence for turn in found[:k]))
+
+
+def reciprocal_rank(found: Sequence[str], evidence: Collection[str]) -> float:
+    """1 / the place of the first evidence that was found, counted from 1; 0 where none was."""
+    return next((1 / place for place, turn in enumerate(found, start=1) if turn in evidence), 0.0)
+
+
+def ndcg_at(found: Sequence[str], evidence: Collection[str], *, k: int) -> float:
+    """The discounted gain of the first `k` found (1 / log2(place + 1) for each evidence), as a share of the best."""
+    gain = sum(_discount(place) for place, turn in enumerate(found[:k]) if turn in evidence)
+    return gain / sum(_discount(place) for place in range(min(k, len(evidence))))
+
+
+def scores(found: Sequence[str], evidence: Collection[str]) -> Scores:
+    """All metrics of one question.
+
+    Args:
+        found: ids of turns, best first, none twice.
+        evidence: ids of turns, at least one.
+    """
+    if not evidence:
+        raise InvalidInputError("a question without evidence cannot be scored")
+    values = [recall_at(found, evidence, k=k) for k in (5, 10, 20, 50)]
+    values += [hit_at(found, evidence, k=10), reciprocal_rank(found, evidence), ndcg_at(found, evidence, k=10)]
+    return dict(zip(METRICS, values, strict=True))
+
+
+def _discount(place: int) -> float:
+    return 1 / math.log2(place + 2)
+
+
+# --- The report ---
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Comparison(_Report):
+    """Both ways of finding on the same questions, on average.
+
+    Attributes:
+        questions: how many.
+        recall: what `UserMemory.recall` reached.
+        cosine: what exact cosine reached.
+    """
+
+    questions: int
+    recall: Scores
+    cosine: Scores
+
+
+class Times(_Report):
+    """How long it took; percentiles are over all questions.
+
+    Attributes:
+        load_s: until the embedder was ready.
+        embed_s: all turns.
+        remember_s: all turns, with their vectors at hand: sealed, written, synced.
+        open_s: reading all users back into RAM.
+        query_p50_ms, query_p95_ms: embedding one question.
+        recall_p50_ms, recall_p95_ms: one recall of 50, with the vector given.
+    """
+
+    load_s: float
+    embed_s: float
+    remember_s: float
+    open_s: float
+    query_p50_ms: float
+    query_p95_ms: float
+    recall_p50_ms: float
+    recall_p95_ms: float
+
+
+class EvaluationReport(_Report):
+    """What an evaluation found.
+
+    Attributes:
+        turns: how many were remembered.
+        vectors: how many were stored; over `turns` where long turns have several parts.
+        embedded: how many texts were embedded; below `vectors` where some stand in several turns.
+        without_evidence: questions that were not asked, because nothing is known to answer them.
+        skipped: questions that were not asked, because of their category.
+        overall: all questions that were asked.
+        by_category: by category, sorted.
+        by_conversation: by conversation, in the order of the file.
+        times: how long it took.
+    """
+
+    turns: int
+    vectors: int
+    embedded: int
+    without_evidence: int
+    skipped: int
+    overall: Comparison
+    by_category: dict[str, Comparison]
+    by_conversation: dict[str, Comparison]
+    times: Times
+
+
+# --- The run ---
+
+
+class KeptEmbedder:
+    """An embedder that keeps every vector it computed, and computes none twice.
+
+    For looking at what a store was given: the vectors that `remember` seals are these, to the bit.
+
+    Attributes:
+        vectors: by text, or by part of a text where it was split.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self.vectors: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def identity(self) -> EmbedderIdentity:
+        """The embedder's own."""
+        return self._embedder.identity
+
+    def split(self, text: str) -> list[str]:
+        """As the embedder does; whole where it does not."""
+        split = getattr(self._embedder, "split", None)
+        return [text] if split is None else list(split(text))
+
+    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """One row a text; only those that were never embedded reach the embedder."""
+        import numpy as np
+
+        new = list(dict.fromkeys(text for text in texts if text not in self.vectors))
+        if new:
+            self.vectors.update(zip(new, np.asarray(self._embedder.embed_documents(new)), strict=True))
+        return np.stack([self.vectors[text] for text in texts])
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        """In the query role, every time anew: its vector is never stored."""
+        return self._embedder.embed_query(text)
+
+
+def evaluate(
+    conversations: Sequence[Conversation],
+    *,
+    embedder: str | Embedder | None = None,
+    skip_categories: Collection[str] = UNANSWERABLE,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationReport:
+    """Remembers the conversations, asks their questions, and scores the answers.
+
+    Args:
+        conversations: from `memlayer.evaluation_file.read_conversations`.
+        embedder: as for `MemoryStore.open`.
+        skip_categories: questions of these are not asked.
+        progress: called now and then with how many turns and questions are done, and how many there are.
+
+    Raises:
+        InvalidInputError: none of the questions counts.
+    """
+    asked = {conversation.id: _asked(conversation, skip_categories) for conversation in conversations}
+    if not any(asked.values()):
+        raise InvalidInputError("none of the questions has evidence and a category that counts")
+    run = _Run(KeptEmbedder(resolve(embedder)), total=_steps(conversations, asked), progress=progress)
+    with _temporary_store(run.embedder) as store:
+        for conversation in conversations:
+            run.play(conversation, asked[conversation.id], user=store.user(conversation.id))
+    questions = [question for conversation in conversations for question in conversation.questions]
+    answerable = [question for question in questions if question.evidence]
+    return EvaluationReport(
+        turns=sum(len(conversation.turns) for conversation in conversations),
+        vectors=run.stored,
+        embedded=len(run.embedder.vectors),
+        without_evidence=len(questions) - len(answerable),
+        skipped=len(answerable) - len(run.answers),
+        overall=run.comparison(run.answers),
+        by_category=run.grouped(lambda answer: answer.category, sort=True),
+        by_conversation=run.grouped(lambda answer: answer.conversation, sort=False),
+        times=run.times(),
+    )
+
+
+class _Answer(BaseModel):
+    """The scores of one question."""
+
+    conversation: str
+    category: str
+    recall: Scores
+    cosine: Scores
+
+
+class _Run:
+    """One evaluation under way. A class because scores and times gather over all conversations."""
+
+    def __init__(self, embedder: KeptEmbedder, *, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.embedder = embedder
+        self.answers: list[_Answer] = []
+        self.stored = 0
+        self._clock = _Clock()
+        self._done, self._total, self._progress = 0, total, progress
+        with self._clock.measure("load"):
+            embed_query(embedder, "anything")  # Nothing is kept of it but a loaded model.
+
+    def play(self, conversation: Conversation, questions: Sequence[Question], *, user: UserMemory) -> None:
+        """Remembers one conversation and asks its questions."""
+        vectors = self._embed([turn.text for turn in conversation.turns])
+        self.stored += sum(map(len, vectors))
+        with self._clock.measure("remember"):
+            user.remember_many(conversation.turns)  # Finds every vector in the embedder, parts included.
+        with self._clock.measure("open"):
+            user.count()
+        exact = _ExactCosine([turn.id or "" for turn in conversation.turns], vectors)
+        for question in questions:
+            self.answers.append(self._ask(question, user=user, exact=exact, conversation=conversation.id))
+            self._advance(1)
+
+    def _embed(self, texts: list[str]) -> list[NDArray[np.float32]]:
+        vectors = []
+        for start in range(0, len(texts), _TEXTS_A_STEP):
+            step = texts[start : start + _TEXTS_A_STEP]
+            with self._clock.measure("embed"):
+                vectors += embed_texts(self.embedder, step)
+            self._advance(len(step))
+        return vectors
+
+    def _ask(self, question: Question, *, user: UserMemory, exact: _ExactCosine, conversation: str) -> _Answer:
+        with self._clock.measure("query"):
+            vector = embed_query(self.embedder, question.text)
+        with self._clock.measure("recall"):
+            hits = user.recall(vector, k=DEPTH, min_score=0)
+        return _Answer(
+            conversation=conversation,
+            category=question.category,
+            recall=scores([hit.id for hit in hits], question.evidence),
+            cosine=scores(exact.nearest(vector), question.evidence),
+        )
+
+    def _advance(self, steps: int) -> None:
+        self._done += steps
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def comparison(self, answers: Sequence[_Answer]) -> Comparison:
+        """The averages over some of the answers."""
+        return Comparison(
+            questions=len(answers),
+            recall=_average([answer.recall for answer in answers]),
+            cosine=_average([answer.cosine for answer in answers]),
+        )
+
+    def grouped(self, key: Callable[[_Answer], str], *, sort: bool) -> dict[str, Comparison]:
+        """The averages by what `key` says of an answer."""
+        groups: dict[str, list[_Answer]] = {}
+        for answer in self.answers:
+            groups.setdefault(key(answer), []).append(answer)
+        names = sorted(groups) if sort else list(groups)
+        return {name: self.comparison(groups[name]) for name in names}
+
+    def times(self) -> Times:
+        """What the clock says."""
+        clock = self._clock
+        return Times(
+            load_s=clock.total("load"),
+            embed_s=clock.total("embed"),
+            remember_s=clock.total("remember"),
+            open_s=clock.total("open"),
+            query_p50_ms=clock.percentile("query", 50) * 1000,
+            query_p95_ms=clock.percentile("query", 95) * 1000,
+            recall_p50_ms=clock.percentile("recall", 50) * 1000,
+            recall_p95_ms=clock.percentile("recall", 95) * 1000,
+        )
+
+
+class _ExactCosine:
+    """The baseline: all turns by the cosine of their best part, of equal ones the earlier first."""
+
+    def __init__(self, ids: Sequence[str], vectors: Sequence[NDArray[np.float32]]) -> None:
+        import numpy as np
+
+        self._ids = ids
+        self._matrix = np.concatenate(vectors).astype(np.float64)
+        parts = np.array([len(own) for own in vectors])
+        self._firsts = np.cumsum(parts) - parts
+
+    def nearest(self, query: NDArray[np.float32]) -> list[str]:
+        """The ids of the `DEPTH` best, best first."""
+        import numpy as np
+
+        # Not a matrix product: a sum along the row depends on the row alone, so equal vectors tie exactly.
+        cosines = (self._matrix * query).sum(axis=1)
+        best = np.maximum.reduceat(cosines, self._firsts)
+        return [self._ids[turn] for turn in np.argsort(-best, kind="stable")[:DEPTH]]
+
+
+class _Clock:
+    """Seconds by name."""
+
+    def __init__(self) -> None:
+        self._measured: dict[str, list[float]] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._measured.setdefault(name, []).append(time.perf_counter() - start)
+
+    def total(self, name: str) -> float:
+        return sum(self._measured.get(name, []))
+
+    def percentile(self, name: str, percent: int) -> float:
+        import numpy as np
+
+        return float(np.percentile(self._measured[name], percent))
+
+
+@contextmanager
+def _temporary_store(embedder: Embedder) -> Iterator[MemoryStore]:
+    """An encrypted store that nobody can open again; nothing of it stays, the rollback guard's note included."""
+    from memlayer.guard import forget_path, state_folder
+
+    with tempfile.TemporaryDirectory(prefix="memlayer-eval-") as folder:
+        with MemoryStore.open(Path(folder) / "eval.db", keys=RawKey.generate(), embedder=embedder) as store:
+            path = store.path
+            yield store
+        forget_path(state_folder(), path)
+
+
+def _asked(conversation: Conversation, skip_categories: Collection[str]) -> list[Question]:
+    return [
+        question
+        for question in conversation.questions
+        if question.evidence and question.category not in skip_categories
+    ]
+
+
+def _steps(conversations: Sequence[Conversation], asked: dict[str, list[Question]]) -> int:
+    return sum(len(conversation.turns) + len(asked[conversation.id]) for conversation in conversations)
+
+
+def _average(all_scores: Sequence[Scores]) -> Scores:
+    return {name: sum(each[name] for each in all_scores) / len(all_scores) for name in METRICS}

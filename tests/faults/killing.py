@@ -1,0 +1,151 @@
+"""A writer that is killed in the middle, over and over, and what it had been told was stored.
+
+Each writer is a fork of one warm process that never has a store open itself: a start costs milliseconds. It says what
+it is about to do and, when the call has returned, that it is done. What was acknowledged must hold; of the one call
+that was cut off, all or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memlayer import MemoryStore, RawKey, Turn
+from memlayer.testing import HashingEmbedder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from memlayer import UserMemory
+    from tests.faults.children import Link
+
+KEY = bytes(range(32))
+USERS = ("alice", "bob", "carol")
+
+
+def open_store(path: str) -> MemoryStore:
+    """The store under test."""
+    return MemoryStore.open(path, keys=RawKey(KEY), embedder=HashingEmbedder(32))
+
+
+def nursery(link: Link) -> None:
+    """Forks the processes that the test asks for, one at a time: `["write", path, seed]`, to be killed at a random
+    moment, or `["check", path, expected]`. Ends when the link does."""
+    while True:
+        try:
+            order, *arguments = link.receive()
+        except EOFError:
+            return
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            _in_child({"write": _write, "check": _check}[order], writing, arguments)
+        os.close(writing)
+        if order == "write":
+            _kill(pid, reading, random.Random(arguments[1]))
+        with open(reading, "rb") as pipe:
+            lines = pipe.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        link.send([code, lines.decode()])
+
+
+def _in_child(work: Callable[..., None], writing: int, arguments: list[Any]) -> None:
+    code = 1
+    try:
+        work(writing, *arguments)
+        code = 0
+    except BaseException as error:  # noqa: BLE001  the test reads it; nothing of the parent's may run on in here
+        os.write(writing, f"! {type(error).__name__}: {error}\n{traceback.format_exc()}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _kill(pid: int, reading: int, rng: random.Random) -> None:
+    """Sends SIGKILL 0.5 to 30 ms after the child has begun to write."""
+    assert os.read(reading, 2) == b"*\n"
+    time.sleep(rng.uniform(0.0005, 0.030))
+    os.kill(pid, signal.SIGKILL)
+
+
+# --- The writer ---
+
+
+def _write(writing: int, path: str, seed: int) -> None:
+    rng = random.Random(seed)
+    store = open_store(path)
+    users = {name: store.user(name) for name in USERS}
+    known = {name: [turn.id for turn in users[name].history(limit=10_000)] for name in USERS}
+    os.write(writing, b"*\n")
+    for step in range(10_000):  # It never comes so far.
+        name = rng.choice(USERS)
+        operation = _plan(rng, name, known[name], f"{seed}.{step}")
+        line = "\t".join(operation)
+        os.write(writing, f"?\t{line}\n".encode())
+        _do(operation, users[name], store, path)
+        os.write(writing, f"=\t{line}\n".encode())
+
+
+def _plan(rng: random.Random, name: str, known: list[str], new: str) -> list[str]:
+    """What to do next: kind, user, and the ids that it is done to."""
+    kind = rng.choices(
+        ["remember", "remember_many", "update", "forget", "erase", "backup"], weights=[60, 12, 10, 14, 1, 3]
+    )[0]
+    if kind in ("update", "forget") and not known:
+        kind = "remember"
+    if kind == "remember":
+        known.append(new)
+        return [kind, name, new]
+    if kind == "remember_many":
+        ids = [f"{new}.{number}" for number in range(4)]
+        known += ids
+        return [kind, name, *ids]
+    if kind == "erase":
+        known.clear()
+        return [kind, name]
+    if kind == "backup":
+        return [kind, name, new]
+    id = rng.choice(known)
+    if kind == "forget":
+        known.remove(id)
+        return [kind, name, id]
+    return [kind, name, id, new]
+
+
+def _do(operation: list[str], user: UserMemory, store: MemoryStore, path: str) -> None:
+    kind, _, *ids = operation
+    if kind == "remember":
+        user.remember(text(ids[0]), id=ids[0])
+    elif kind == "remember_many":
+        user.remember_many([Turn(text=text(id), id=id) for id in ids])
+    elif kind == "update":
+        user.update(ids[0], text=text(ids[1]))
+    elif kind == "forget":
+        assert user.forget(ids[0]) == 1
+    elif kind == "erase":
+        user.erase()
+    elif kind == "backup":
+        store.backup(Path(path).parent / f"backup {ids[0]}")
+
+
+def text(name: str) -> str:
+    """What is stored under an id, or as a change of it: of very different lengths."""
+    return f"the text called {name} " + "and more " * (int(name.partition(".")[0]) * 7 % 400)
+
+
+# --- The check ---
+
+
+def _check(writing: int, path: str, verify: bool) -> None:
+    """Writes what is there: user, id and text, one a line."""
+    with open_store(path) as store:
+        if verify:
+            store.verify()
+        for name in USERS:
+            for turn in store.user(name).history(limit=10_000):
+                os.write(writing, f"{name}\t{turn.id}\t{turn.text}\n".encode())
