@@ -89,18 +89,25 @@ class Place:
 
     def associated_data(self) -> bytes:
         """The fixed-width encoding that is authenticated with the content."""
-        return _AAD.pack(
-            _DOMAIN,
-            FORMAT,
-            AES_256_GCM,
-            self.field,
-            self.store_id,
-            self.uref,
-            self.record,
-            self.epoch,
-            self.version,
-            self.binding,
-        )
+        widths = (len(self.store_id), len(self.uref), len(self.record), len(self.binding))
+        try:
+            if widths == (16, 16, 16, 32):
+                return _AAD.pack(
+                    _DOMAIN,
+                    FORMAT,
+                    AES_256_GCM,
+                    self.field,
+                    self.store_id,
+                    self.uref,
+                    self.record,
+                    self.epoch,
+                    self.version,
+                    self.binding,
+                )
+        except struct.error:
+            pass  # A number of a row that is larger than any that was ever written.
+        # `struct` would cut or fill up an identifier of another width, and two places could share one encoding.
+        raise StoreDamagedError("a row names a place that cannot be", field=self.field.name)
 
 
 class Cipher:

@@ -78,6 +78,16 @@ class MemlayerError(Exception):
         super().__init__(message)
         self.evidence: Mapping[str, str | int | float | bool | None] = MappingProxyType(evidence)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An error must be able to cross into another process, and a mapping proxy cannot.
+        return _again, (type(self), str(self), dict(self.evidence))
+
+
+def _again(
+    kind: type[MemlayerError], message: str, evidence: dict[str, str | int | float | bool | None]
+) -> MemlayerError:
+    return kind(message, **evidence)
+
 
 class InvalidInputError(MemlayerError, ValueError):
     """A value that cannot be stored or asked for; nothing was written."""

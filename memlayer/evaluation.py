@@ -8,18 +8,18 @@ once, and both are scored on that one vector.
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from memlayer.embedders.resolve import resolve
 from memlayer.embedding import embed_query, embed_texts
 from memlayer.errors import InvalidInputError
+from memlayer.metrics import Scores, average, scores
 from memlayer.sources import RawKey
 from memlayer.store import MemoryStore
 
@@ -33,20 +33,7 @@ if TYPE_CHECKING:
     from memlayer.evaluation_file import Conversation, Question
     from memlayer.memory import UserMemory
 
-__all__ = [
-    "METRICS",
-    "UNANSWERABLE",
-    "Comparison",
-    "EvaluationReport",
-    "KeptEmbedder",
-    "Times",
-    "evaluate",
-    "hit_at",
-    "ndcg_at",
-    "recall_at",
-    "reciprocal_rank",
-    "scores",
-]
+__all__ = ["UNANSWERABLE", "Comparison", "EvaluationReport", "KeptEmbedder", "Times", "evaluate"]
 
 DEPTH = 50
 """How many turns each question asks for: the largest k that is reported."""
@@ -55,56 +42,8 @@ UNANSWERABLE = frozenset({"5"})
 """In LoCoMo, category 5: adversarial questions about things that were never said. Their "evidence" is the turn that
 misleads, so finding it is no merit. Files that name their categories with words are not touched by it."""
 
-METRICS = ("recall@5", "recall@10", "recall@20", "recall@50", "hit@10", "mrr", "ndcg@10")
-
 # As many texts as `embed_texts` gives an embedder at once: fewer would cost speed, more would stop the progress bar.
 _TEXTS_A_STEP = 256
-
-Scores: TypeAlias = dict[str, float]
-"""A value, 0 to 1, for each of `METRICS`."""
-
-
-# --- The metrics ---
-
-
-def recall_at(found: Sequence[str], evidence: Collection[str], *, k: int) -> float:
-    """The share of the evidence that is among the first `k` found."""
-    return len(set(found[:k]) & set(evidence)) / len(evidence)
-
-
-def hit_at(found: Sequence[str], evidence: Collection[str], *, k: int) -> float:
-    """1 if any of the evidence is among the first `k` found, else 0."""
-    return float(any(turn in evidence for turn in found[:k]))
-
-
-def reciprocal_rank(found: Sequence[str], evidence: Collection[str]) -> float:
-    """1 / the place of the first evidence that was found, counted from 1; 0 where none was."""
-    return next((1 / place for place, turn in enumerate(found, start=1) if turn in evidence), 0.0)
-
-
-def ndcg_at(found: Sequence[str], evidence: Collection[str], *, k: int) -> float:
-    """The discounted gain of the first `k` found (1 / log2(place + 1) for each evidence), as a share of the best."""
-    gain = sum(_discount(place) for place, turn in enumerate(found[:k]) if turn in evidence)
-    return gain / sum(_discount(place) for place in range(min(k, len(evidence))))
-
-
-def scores(found: Sequence[str], evidence: Collection[str]) -> Scores:
-    """All metrics of one question.
-
-    Args:
-        found: ids of turns, best first, none twice.
-        evidence: ids of turns, at least one.
-    """
-    if not evidence:
-        raise InvalidInputError("a question without evidence cannot be scored")
-    values = [recall_at(found, evidence, k=k) for k in (5, 10, 20, 50)]
-    values += [hit_at(found, evidence, k=10), reciprocal_rank(found, evidence), ndcg_at(found, evidence, k=10)]
-    return dict(zip(METRICS, values, strict=True))
-
-
-def _discount(place: int) -> float:
-    return 1 / math.log2(place + 2)
-
 
 # --- The report ---
 
@@ -319,8 +258,8 @@ class _Run:
         """The averages over some of the answers."""
         return Comparison(
             questions=len(answers),
-            recall=_average([answer.recall for answer in answers]),
-            cosine=_average([answer.cosine for answer in answers]),
+            recall=average([answer.recall for answer in answers]),
+            cosine=average([answer.cosine for answer in answers]),
         )
 
     def grouped(self, key: Callable[[_Answer], str], *, sort: bool) -> dict[str, Comparison]:
@@ -394,10 +333,12 @@ def _temporary_store(embedder: Embedder) -> Iterator[MemoryStore]:
     from memlayer.guard import forget_path, state_folder
 
     with tempfile.TemporaryDirectory(prefix="memlayer-eval-") as folder:
-        with MemoryStore.open(Path(folder) / "eval.db", keys=RawKey.generate(), embedder=embedder) as store:
-            path = store.path
-            yield store
-        forget_path(state_folder(), path)
+        path = Path(folder).resolve() / "eval.db"
+        try:
+            with MemoryStore.open(path, keys=RawKey.generate(), embedder=embedder) as store:
+                yield store
+        finally:
+            forget_path(state_folder(), path)
 
 
 def _asked(conversation: Conversation, skip_categories: Collection[str]) -> list[Question]:
@@ -410,7 +351,3 @@ def _asked(conversation: Conversation, skip_categories: Collection[str]) -> list
 
 def _steps(conversations: Sequence[Conversation], asked: dict[str, list[Question]]) -> int:
     return sum(len(conversation.turns) + len(asked[conversation.id]) for conversation in conversations)
-
-
-def _average(all_scores: Sequence[Scores]) -> Scores:
-    return {name: sum(each[name] for each in all_scores) / len(all_scores) for name in METRICS}

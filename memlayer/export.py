@@ -20,7 +20,6 @@ import os
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from cryptography.exceptions import InvalidTag
@@ -37,7 +36,7 @@ from memlayer.errors import (
     WrongKeyError,
 )
 from memlayer.keys import derive, passphrase_key
-from memlayer.newfile import new_file, storage_error
+from memlayer.newfile import named, new_file, storage_error
 from memlayer.payload import decode_turn, decode_vectors, encode_turn, encode_vectors
 from memlayer.records import Memory, Turn
 from memlayer.sources import RFC_9106_LOW_MEMORY, Argon2Cost, Passphrase
@@ -99,7 +98,7 @@ def write_export(
         passphrase: opens the export, whatever the store's own key.
         cost: of a guess at it.
     """
-    target = Path(os.path.abspath(path))
+    target = named(path)
     salt = os.urandom(16)
     key = passphrase_key(Passphrase(passphrase).secret(store_id=b"", create=True), salt=salt, cost=cost)
     header = _HEADER.pack(
@@ -150,7 +149,7 @@ def open_export(path: str | os.PathLike[str], *, passphrase: str) -> Iterator[Se
         WrongKeyError: not its passphrase.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115  closed below; an error of the block is not an error of the opening
+        file = open(named(path), "rb")  # noqa: SIM115  closed below; an error of the block is not an error of the opening
     except OSError as error:
         raise InvalidInputError(f"the export {os.fspath(path)} cannot be read: {error.strerror}") from None
     with file:

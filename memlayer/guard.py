@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from memlayer.errors import RollbackDetectedError, StoreMissingError
 from memlayer.manifest import BUCKETS
-from memlayer.newfile import new_file
+from memlayer.newfile import new_file, private_folder
 
 try:
     import fcntl
@@ -98,7 +98,8 @@ class FileGuard:
             if accept_rollback:
                 self.close()
                 self.file.unlink(missing_ok=True)
-            self._carry_over()
+            else:
+                self._carry_over()
             return self._read_all()
         except OSError as error:
             self._give_up(error)
@@ -139,13 +140,15 @@ class FileGuard:
             if not pair.strip(b"\0"):
                 continue
             newest = max(self._read_slot(bucket, slot, pair) for slot in (0, 1))
-            if not newest[0]:
+            # An empty slot beside a bad one: the very first note, torn.
+            if not newest[0] and _EMPTY not in (pair[:_SLOT], pair[_SLOT:]):
                 raise RollbackDetectedError(
                     "the rollback guard of this store was altered or damaged; if that is accounted for, open with "
                     "accept_rollback=True",
                     override="accept_rollback=True",
                 )
-            noted[bucket] = newest
+            if newest[0]:
+                noted[bucket] = newest
         return noted
 
     def _note(self, bucket: int, note: Note) -> None:
@@ -190,7 +193,7 @@ class FileGuard:
 
     def _opened(self) -> FileIO:
         """The file, unbuffered: each note is one write of 32 bytes."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._folder)
         with contextlib.suppress(FileNotFoundError):
             return FileIO(self.file, "r+")
         path = os.fsencode(self._path)

@@ -57,12 +57,12 @@ def passphrase_key(passphrase: bytes, *, salt: bytes, cost: Argon2Cost) -> bytes
     Raises:
         StoreDamagedError: a cost outside of what this version accepts; nothing was computed.
     """
-    if not (
+    if len(salt) != 16 or not (
         _MIN_MEMORY_KIB <= cost.memory_kib <= _MAX_MEMORY_KIB
         and 1 <= cost.iterations <= _MAX_ITERATIONS
         and 1 <= cost.lanes <= _MAX_LANES
     ):
-        raise StoreDamagedError("the cost of a passphrase is outside of the bounds that are accepted")
+        raise StoreDamagedError("the salt or the cost of a passphrase is outside of what is accepted")
     return Argon2id(
         salt=salt, length=32, iterations=cost.iterations, lanes=cost.lanes, memory_cost=cost.memory_kib
     ).derive(passphrase)
@@ -150,6 +150,8 @@ def _kinds(slots: list[KeySlot]) -> str:
 def _slot_key(secret: bytes, *, salt: bytes, cost: Argon2Cost, kind: SlotKind) -> bytes:
     if kind is SlotKind.PASSPHRASE:
         return passphrase_key(secret, salt=salt, cost=cost)
+    if cost != _NO_COST:
+        raise StoreDamagedError("a key slot has a cost that its kind does not have")
     return HKDF(SHA256(), 32, salt, b"memlayer v1 slot").derive(secret)
 
 

@@ -58,6 +58,7 @@ def record_element(
     """One record in its user's set: every clear column of the row, and both seals by their tags."""
     return _element(
         key,
+        memory_id,
         _RECORD.pack(b"r", memory_id, seq, epoch, text_version, vector_version, embedder_no, text_tag, vector_tag),
     )
 
@@ -68,10 +69,12 @@ def user_element(key: bytes, *, uref: bytes, data_key_tag: bytes, manifest_tag: 
     The manifest's tag pins the very seal, not only its generation: of two manifests that were ever sealed for one
     generation (one of them in a transaction that was rolled back) only the committed one is in the set.
     """
-    return _element(key, _USER.pack(b"u", uref, data_key_tag, manifest_tag, profile_tag))
+    return _element(key, uref, _USER.pack(b"u", uref, data_key_tag, manifest_tag, profile_tag))
 
 
-def _element(key: bytes, encoded: bytes) -> int:
+def _element(key: bytes, identifier: bytes, encoded: bytes) -> int:
+    if len(identifier) != 16:
+        raise StoreDamagedError("an identifier has the wrong width")  # `struct` would cut it to another one.
     return int.from_bytes(hmac.digest(key, encoded, "sha256"))
 
 

@@ -19,7 +19,19 @@ from memlayer.errors import InvalidInputError, ReadOnlyStoreError, StorageError,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["new_file", "storage_error"]
+__all__ = ["named", "new_file", "private_folder", "storage_error"]
+
+
+def named(path: str | os.PathLike[str]) -> Path:
+    """The absolute path of a file that a caller names.
+
+    Raises:
+        InvalidInputError: the path is empty, or holds a NUL.
+    """
+    text = os.fsdecode(os.fspath(path))
+    if not text or "\0" in text:
+        raise InvalidInputError("this path cannot name a file: it is empty, or holds a NUL")
+    return Path(os.path.abspath(text))
 
 
 @contextmanager
@@ -44,6 +56,14 @@ def new_file(path: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 os.unlink(f"{draft}{suffix}")
     _sync(path.parent)
+
+
+def private_folder(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for the owner alone (mode 0700)."""
+    for missing in reversed([parent for parent in (folder, *folder.parents) if not parent.exists()]):
+        missing.mkdir(exist_ok=True, mode=0o700)
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(folder))
 
 
 def _link(draft: Path, path: Path) -> None:

@@ -30,7 +30,7 @@ _ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
 _SOURCES = {"u": "user", "a": "assistant", "t": "tool", "d": "document", "i": "import"}
 _ROLE_CODES = {role: code for code, role in _ROLES.items()}
 _SOURCE_CODES = {source: code for code, source in _SOURCES.items()}
-_KEYS = frozenset("acimorstwx")
+_TYPES = {"a": int, "c": int, "i": str, "m": dict, "o": str, "r": str, "s": str, "t": str, "w": str, "x": int}
 
 _LAYOUT = 1
 _FLOAT32 = 1
@@ -74,8 +74,12 @@ def decode_turn(padded: bytes, *, memory_id: bytes) -> tuple[Memory, str | None]
     """
     try:
         values = json.loads(unpad(padded))
-        if not _KEYS.issuperset(values):
+        if not isinstance(values, dict):
+            raise TypeError
+        if not _TYPES.keys() >= values.keys():
             raise FormatTooNewError("a memory has fields that this memlayer does not know")
+        if any(type(value) is not _TYPES[key] for key, value in values.items()):
+            raise TypeError
         own_id = values.get("i")
         expires = values.get("x")
         memory = Memory.model_construct(
@@ -90,7 +94,7 @@ def decode_turn(padded: bytes, *, memory_id: bytes) -> tuple[Memory, str | None]
             expires=None if expires is None else from_microseconds(expires),
             written=from_microseconds(values["c"]),
         )
-    except (ValueError, TypeError, KeyError, OverflowError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise StoreDamagedError("a memory is not written as it must be") from None
     return memory, own_id
 
@@ -98,9 +102,7 @@ def decode_turn(padded: bytes, *, memory_id: bytes) -> tuple[Memory, str | None]
 def encode_vectors(vectors: NDArray[np.float32]) -> bytes:
     """The content of a vector field: `(parts, dimensions)`; one row is the turn's own, several are its parts."""
     count, dimensions = vectors.shape
-    kind = VectorKind.OWN if count == 1 else VectorKind.PART
-    entries = b"".join(_ENTRY.pack(kind, _FLOAT32, part) for part in range(count))
-    return _HEAD.pack(_LAYOUT, dimensions, count) + entries + vectors.astype("<f4").tobytes()
+    return _HEAD.pack(_LAYOUT, dimensions, count) + _entries(count) + vectors.astype("<f4").tobytes()
 
 
 def decode_vectors(encoded: bytes) -> NDArray[np.float32]:
@@ -116,9 +118,20 @@ def decode_vectors(encoded: bytes) -> NDArray[np.float32]:
     body = _HEAD.size + count * _ENTRY.size
     if layout != _LAYOUT:
         raise FormatTooNewError("a vector field has a layout that this memlayer does not know", layout=layout)
-    if len(encoded) != body + count * dimensions * 4:
+    if not count or not dimensions or len(encoded) != body + count * dimensions * 4:
         raise StoreDamagedError("a vector field has the wrong size")
-    for kind, dtype, _ in _ENTRY.iter_unpack(encoded[_HEAD.size : body]):
-        if dtype != _FLOAT32 or kind not in (VectorKind.OWN, VectorKind.PART):
-            raise FormatTooNewError("a vector is of a kind that this memlayer does not know", kind=kind, dtype=dtype)
+    entries = encoded[_HEAD.size : body]
+    if entries != _entries(count):
+        for kind, dtype, _ in _ENTRY.iter_unpack(entries):
+            if dtype != _FLOAT32 or kind not in (VectorKind.OWN, VectorKind.PART):
+                raise FormatTooNewError(
+                    "a vector is of a kind that this memlayer does not know", kind=kind, dtype=dtype
+                )
+        raise StoreDamagedError("a vector field has other parts than it must have")
     return np.frombuffer(encoded, dtype="<f4", offset=body).reshape(count, dimensions).astype(np.float32, copy=False)
+
+
+def _entries(count: int) -> bytes:
+    """What a turn's vectors are: one is its own, several are its parts in their order."""
+    kind = VectorKind.OWN if count == 1 else VectorKind.PART
+    return b"".join(_ENTRY.pack(kind, _FLOAT32, part) for part in range(count))

@@ -10,6 +10,7 @@ valid.
 from __future__ import annotations
 
 import json
+import unicodedata
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -73,18 +74,19 @@ def _record(memory: Memory) -> str:
 def _is_harmless(character: str) -> bool:
     """Whether a character shows what it is. The others can hide text from a reader, turn it around, end a line for some
     parsers, or open a tag of a chat template; JSON lets each be written as an escape, so nothing is lost."""
-    code = ord(character)
-    return not (
-        character in "<>"
-        or 0x7F <= code <= 0x9F
-        or code == 0xAD
-        or 0x200B <= code <= 0x200F
-        or 0x2028 <= code <= 0x202E
-        or 0x2060 <= code <= 0x206F
-        or 0xFE00 <= code <= 0xFE0F
-        or code == 0xFEFF
-        or 0xE0000 <= code <= 0xE01EF
-    )
+    if " " <= character <= "~":
+        return character not in "<>"
+    return unicodedata.category(character) not in _HIDING and ord(character) not in _INVISIBLE
+
+
+# Controls, formats (bidi and zero-width characters among them), line and paragraph separators, private and unassigned
+# characters; and those that are letters or marks by category and show nothing (Unicode's Default_Ignorable_Code_Point).
+_HIDING = frozenset({"Cc", "Cf", "Zl", "Zp", "Co", "Cn", "Cs"})
+_INVISIBLE = frozenset({
+    *(0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0),
+    *range(0xFE00, 0xFE10),
+    *range(0xE0100, 0xE01F0),
+})  # fmt: skip
 
 
 def _escaped(character: str) -> str:

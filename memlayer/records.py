@@ -174,6 +174,10 @@ class _Value(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, strict=True)
 
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        # What pretty printers ask for, `rich` and its tracebacks above all; `__repr__` says what may be shown.
+        return []
+
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)

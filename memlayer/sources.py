@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn, Protocol
 
 from memlayer.errors import InvalidInputError, KeyUnavailableError
-from memlayer.newfile import new_file
+from memlayer.newfile import new_file, private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -168,6 +168,8 @@ class RecoveryKey(_Secret):
     _CHECKSUM = 3  # With 32 bytes of key it fills base32 without padding, and misses one typo in 16 million.
 
     def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise InvalidInputError("a recovery key must be a str")
         letters = "".join(text.split()).replace("-", "").upper()
         try:
             decoded = base64.b32decode(letters)
@@ -231,14 +233,15 @@ def config_folder() -> Path:
 def _create_key_file(path: Path) -> None:
     """Makes the file, unless it is there."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(path.parent)
         with new_file(path) as draft:
             draft.write_bytes(base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
     except FileExistsError:
         return
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", "this is no path")
         raise KeyUnavailableError(
-            f"the key file {path} cannot be made ({error.strerror}); pass keys= or set MEMLAYER_KEY", path=str(path)
+            f"the key file {path} cannot be made ({reason}); pass keys= or set MEMLAYER_KEY", path=str(path)
         ) from None
     log.info("made the key file %s: keep a copy, without it the memories cannot be read", path)
     if _looks_temporary(path):
@@ -249,21 +252,23 @@ def _read_key_file(path: Path) -> bytes:
     try:
         # No link is followed: whoever may write the folder could point it at a key that they know.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", "this is no path")
         raise KeyUnavailableError(
-            f"the key file {path} cannot be read ({error.strerror}); pass keys= or set MEMLAYER_KEY, "
-            "or use the recovery key",
+            f"the key file {path} cannot be read ({reason}); pass keys= or set MEMLAYER_KEY, or use the recovery key",
             path=str(path),
         ) from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise KeyUnavailableError(f"the key file {path} is no plain file", path=str(path))
         if os.name == "posix" and stat.S_IMODE(status.st_mode) & 0o077:
             raise KeyUnavailableError(
                 f"the key file {path} can be read by others; run: chmod 600 {path}", path=str(path)
             )
-        text = file.read(1024)
+        text = os.read(handle, 1024)
+    finally:
+        os.close(handle)
     return RawKey.from_base64(text.decode("ascii", "replace"), name=f"the key file {path}")._secret
 
 
@@ -287,7 +292,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> KeySource:
     if key is not None:
         return RawKey.from_base64(key, name="MEMLAYER_KEY")
     if passphrase is not None:
-        if not passphrase.strip():
-            raise KeyUnavailableError("MEMLAYER_PASSPHRASE is set but empty")
-        return Passphrase(passphrase)
+        try:
+            return Passphrase(passphrase)
+        except InvalidInputError:
+            raise KeyUnavailableError("MEMLAYER_PASSPHRASE is set, but empty or not UTF-8") from None
     return KeyFile()

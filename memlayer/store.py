@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from memlayer.embedders.resolve import resolve
 from memlayer.errors import InvalidInputError, StoreClosedError
+from memlayer.newfile import named
 from memlayer.records import valid_name
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class MemoryStore:
 
         The copy opens with the same keys; it holds the sealed keys of users who are erased later.
         """
-        self._open_parts().backup(Path(os.path.abspath(path)))
+        self._open_parts().backup(named(path))
 
     def key_slots(self) -> list[KeySlotInfo]:
         """The ways into the store."""
@@ -191,12 +192,9 @@ def _file(path: str | os.PathLike[str]) -> Path:
         if scheme.partition("+")[0] != "sqlite":
             raise InvalidInputError(f"this version keeps stores in SQLite files, not in {scheme.partition('+')[0]}")
         text = rest.removeprefix("/")
-    path = os.fsdecode(text)
-    if path in ("", ":memory:"):
+    if text in ("", b"", ":memory:", b":memory:"):
         raise InvalidInputError("a store needs a file; for one that goes away, use a temporary folder")
-    if "\0" in path:
-        raise InvalidInputError("this path cannot name a file: it holds a NUL")
-    return Path(path).resolve()
+    return named(text).resolve()
 
 
 # In the child of a fork every store starts with connections, locks and indexes of its own.

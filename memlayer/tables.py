@@ -140,14 +140,29 @@ class RowCount(NamedTuple):
 _R = TypeVar("_R", MetaRow, SlotRow, EmbedderRow, BucketRow, UserRow, RecordRow, RowCount)
 
 
+# The columns of one size. The schema holds it too, but a damaged file need not keep to its schema.
+_SIZES: dict[type, dict[str, int]] = {
+    MetaRow: {"magic": 8, "store_id": 16, "commitment": 32, "index_key": 66, "manifest": 586},
+    SlotRow: {"salt": 16, "commitment": 32, "sealed": 66},
+    EmbedderRow: {},
+    BucketRow: {"sealed": 82},
+    UserRow: {"uref": 16, "commitment": 16, "data_key": 66, "manifest": 106},
+    RecordRow: {"uref": 16, "memory_id": 16},
+    RowCount: {"uref": 16},
+}
+
+
 def _read(connection: Connection, statement: sa.Select[Any], kind: type[_R]) -> list[_R]:
-    """The rows, each column of the type that it must have, whatever the file says."""
+    """The rows, each column of the type and size that it must have, whatever the file says."""
     types = tuple(kind.__annotations__.values())
+    sizes = [(kind._fields.index(name), size) for name, size in _SIZES[kind].items()]
     rows = []
     for row in fetch(connection, statement):
         # 64-bit and not negative: every number of the format is a count, a version or an identifier.
         if tuple(map(type, row)) != types or any(type(value) is int and value < 0 for value in row):
             raise StoreDamagedError("a row holds a value of the wrong type", row=kind.__name__)
+        if any(len(row[column]) != size for column, size in sizes):
+            raise StoreDamagedError("a row holds a value of the wrong size", row=kind.__name__)
         rows.append(kind(*row))
     return rows
 

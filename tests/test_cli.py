@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from memlayer import KeyFile, MemlayerError, MemoryStore, RawKey, RecoveryKey, errors
 from memlayer.cli import opening, output, stores
 from memlayer.cli.app import app
+from memlayer.metrics import METRICS
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
@@ -430,6 +431,17 @@ def test_a_pipe_gets_no_colours(store):
         assert "\x1b" not in done.stdout + done.stderr
 
 
+def test_a_narrow_terminal_cuts_nothing_off(run, store, monkeypatch):
+    """At 80 characters the evaluation's table has all its columns, and ids and cursors can still be copied whole."""
+    monkeypatch.setattr(output, "_WIDTH", 80)
+    header, first = run("eval", DATA).stdout.splitlines()[:2]
+    assert (header.split()[-1], len(header) <= 80) == ("ndcg@10", True)
+    assert len(first.split()) == 3 + len(METRICS)
+    [memory] = document(run("history", "--user", "eve", "--json"))["memories"]
+    assert memory["id"] in run("history", "--user", "eve", "--ids").stdout
+    assert memory["id"] in run("recall", "evil", "--user", "eve", "--ids", "--explain").stdout
+
+
 def test_what_stays_readable():
     """Emoji joined by invisible characters, right-to-left letters, accents and quotes are shown as they are."""
     for text in ("👩‍👧 ❤️", "שלום", "naïve “quotes” \\ [x]", "می‌خواهم"):
@@ -567,7 +579,7 @@ def test_a_restored_backup_is_accepted_by_verify(run, store, filled):
 def test_eval_prints_a_table(run):
     """The table has each metric for recall and for cosine, overall, by category and by conversation, and times."""
     result = run("eval", DATA)
-    assert "recall@10" in result.stdout
+    assert result.stdout.split()[:4] == ["asked", "by", "R@5", "R@10"]
     assert result.stdout.count(" cosine ") == 1 + 4 + 2
     assert (
         "9 turns, 10 vectors; 6 questions asked, 1 of category 5 and 1 without evidence were not asked."

@@ -212,6 +212,13 @@ def test_random_bytes_and_zeros_hold_nothing(tmp_path):
     assert set(report.found.values()) == {0}
 
 
+def test_the_current_folder_has_no_say(tmp_path, monkeypatch):
+    """A file in the current folder that is called like a module is not what the scanner imports."""
+    (tmp_path / "json.py").write_text("raise SystemExit('taken for the real one')")
+    monkeypatch.chdir(tmp_path)
+    assert scanned(tmp_path, TEXT.encode()).found["whole texts"] == 1
+
+
 def test_the_log_and_the_guard_are_searched_but_for_the_path(home, tmp_path):
     """Files beside the database and the store's own guard are read; the path in the guard is no finding, what stands
     behind it is."""

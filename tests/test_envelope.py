@@ -173,7 +173,6 @@ def test_two_places_share_no_associated_data(places):
     assert (first.associated_data() == second.associated_data()) == (first == second)
 
 
-@pytest.mark.xfail(strict=True, reason="struct cuts and fills up what is not 16 or 32 bytes long")
 @pytest.mark.parametrize("name", ["store_id", "uref", "record", "binding"])
 @pytest.mark.parametrize("size", [-1, 1])
 def test_an_attribute_of_another_width_has_no_place(name, size):

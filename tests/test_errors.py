@@ -132,10 +132,9 @@ def test_an_error_can_be_copied():
     assert (str(again), again.evidence) == ("busy", {"sqlite": 5})
 
 
-@pytest.mark.xfail(strict=True, reason="the evidence is a mappingproxy, which cannot be pickled")
-@pytest.mark.parametrize("kind", CLASSES.values(), ids=list(CLASSES))
-def test_an_error_crosses_processes(kind):
+def test_an_error_crosses_processes():
     """An error that is raised in a worker of a process pool arrives as itself, with its evidence."""
-    again = pickle.loads(pickle.dumps(kind("what happened", limit=3)))  # noqa: S301
-    assert type(again) is kind
-    assert (str(again), again.evidence) == ("what happened", {"limit": 3})
+    for kind in CLASSES.values():
+        again = pickle.loads(pickle.dumps(kind("what happened", limit=3)))  # noqa: S301
+        assert type(again) is kind
+        assert (str(again), again.evidence) == ("what happened", {"limit": 3})

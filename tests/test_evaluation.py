@@ -12,18 +12,9 @@ import numpy as np
 import pytest
 
 from memlayer.errors import InvalidInputError, MemlayerError
-from memlayer.evaluation import (
-    METRICS,
-    EvaluationReport,
-    KeptEmbedder,
-    evaluate,
-    hit_at,
-    ndcg_at,
-    recall_at,
-    reciprocal_rank,
-    scores,
-)
+from memlayer.evaluation import EvaluationReport, KeptEmbedder, evaluate
 from memlayer.evaluation_file import Conversation, read_conversations
+from memlayer.metrics import METRICS, hit_at, ndcg_at, recall_at, reciprocal_rank, scores
 from memlayer.testing import HashingEmbedder
 
 DATA = Path(__file__).parent / "data" / "conversations.jsonl"
@@ -233,9 +224,15 @@ def test_the_times_are_there(report):
 
 
 def test_an_evaluation_leaves_nothing_behind(conversations, home, tmp_path, monkeypatch):
-    """Neither a temporary file nor a note of the rollback guard stays."""
+    """Neither a temporary file nor a note of the rollback guard stays, also when it is interrupted."""
+
+    def interrupted(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     evaluate(conversations, embedder=HashingEmbedder())
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(conversations, embedder=HashingEmbedder(), progress=interrupted)
     assert list(tmp_path.iterdir()) == []
     assert [path for path in home.rglob("*") if path.is_file()] == []
 

@@ -273,7 +273,6 @@ def test_what_is_no_export_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=True, reason="ValueError (embedded null byte) escapes from open")
 def test_a_path_that_names_no_file_is_refused(tmp_path):
     """A NUL in the path is an error of ours, for reading as for writing."""
     path: Any = f"{tmp_path}/a\0b"

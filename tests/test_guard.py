@@ -170,7 +170,6 @@ def test_two_bad_notes_are_an_error(make, store):
     assert noted(guard) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="a torn first note is taken for two bad ones: the other slot is still empty")
 def test_a_torn_first_note_is_no_error(make, store):
     """A bucket's very first note, torn, leaves what was before it: nothing."""
     guard = make(store)
@@ -308,7 +307,6 @@ def test_altered_notes_of_a_moved_store_are_an_error(make, store, tmp_path):
         noted(make(moved))
 
 
-@pytest.mark.xfail(strict=True, reason="noted(accept_rollback=True) still carries the notes of the old path over")
 def test_an_accepted_rollback_at_another_path_is_accepted(make, store, tmp_path):
     """A backup that is restored under another name, because the store is lost, opens with the override."""
     make(store).note(7, (5, seal(5)))

@@ -160,19 +160,15 @@ def test_what_hides_text_is_shown_as_an_escape():
     assert hidden(*range(0xFE00, 0xFE10), *range(0xE0000, 0xE01F0)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="U+061C, the Arabic letter mark, is a bidi control and is passed on")
 def test_no_bidi_control_is_passed_on():
     """What turns text around is shown as an escape: all characters with the property Bidi_Control."""
     assert hidden(*BIDI_CONTROLS) == []
 
 
-@pytest.mark.xfail(strict=True, reason="invisible characters outside of the ranges in _is_harmless are passed on")
-@pytest.mark.parametrize(
-    "code", [0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180E, 0x3164, 0xFFA0, 0xFFF9, 0x1BCA0, 0x1D173, 0xE01F0]
-)
-def test_no_invisible_character_is_passed_on(code):
+def test_no_invisible_character_is_passed_on():
     """Characters that show nothing (Default_Ignorable_Code_Point) can carry text past a reader's eyes."""
-    assert hidden(code) == []
+    fillers = (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, 0xFFA0, *range(0xFFF0, 0xFFF9))
+    assert hidden(*fillers, *range(0x1BCA0, 0x1BCA4), *range(0x1D173, 0x1D17B), *range(0xE01F0, 0xE1000)) == []
 
 
 @given(st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp", "Mn", "Cn", "Co"]))

@@ -324,7 +324,6 @@ def test_a_value_does_not_show_what_was_said(shown, value, caplog):
     assert CANARY not in caplog.text
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic's __rich_repr__ and __repr_args__ show every field, to rich above all")
 @pytest.mark.parametrize("value", [list(SHOWN.values())[number] for number in range(3)], ids=["Turn", "Memory", "Hit"])
 def test_a_value_does_not_show_what_was_said_to_rich(value):
     """Nor do the hooks that pretty printers use: `rich` prints locals of a traceback through them."""

@@ -9,6 +9,7 @@
     exports.py     export, import
     evaluate.py    eval
     demo.py        demo; script.py is what is said in it, scan.py the proof that nothing of it can be read
+    child.py       the processes that the demo starts
 
 It needs the extra `cli`. Importing this package does not; `main` says what to install where it is missing.
 """

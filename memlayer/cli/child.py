@@ -26,7 +26,7 @@ def run_child(module: str, *arguments: str, given: str | None = None, capture: b
     here = str(Path(memlayer.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     sys.stdout.flush()
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  this very program
         [sys.executable, "-P", "-m", module, *arguments],
         input=given,
         stdout=subprocess.PIPE if capture else None,

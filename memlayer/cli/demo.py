@@ -11,8 +11,6 @@ import base64
 import logging
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tempfile
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import typer
 from rich.text import Text
 
 from memlayer.cli import script
+from memlayer.cli.child import run_child
 from memlayer.cli.output import console, print_table, say, shown, time
 from memlayer.errors import InvalidInputError, StorageError
 
@@ -131,7 +130,8 @@ def _first_day(place: _Place, *, keep: bool) -> bool:
         memory = store.user(script.USER_ID)
         _chat(memory, script.DAY_ONE, session="day one")
         _title("What was stored")
-        print_table(["date (UTC)", "who", "text"], [[time(turn.at), turn.role, turn.text] for turn in memory.history()])
+        rows = [[time(turn.at), turn.role, turn.text] for turn in memory.history()]
+        print_table(["date (UTC)", "who", "text"], rows, wrapped=["text"])
         content = _Content.of(memory, embedder)
         _title("Is any of it in the files? Another process, without the key, searches every byte")
         say("for every text, every word of six letters or more and the user id, as UTF-8, UTF-16, hex and base64,")
@@ -139,12 +139,9 @@ def _first_day(place: _Place, *, keep: bool) -> bool:
         proven = _nothing_found("while it is open", place, content)
 
     # Really another process: what it knows, it has from the file.
-    sys.stdout.flush()
-    second = subprocess.run(  # noqa: S603  this program itself
-        [sys.executable, "-m", "memlayer", "demo", "--second-day", str(place.folder)], check=False
-    )
+    second, _ = run_child("memlayer", "demo", "--second-day", str(place.folder))
     _title("The first process again, after both days")
-    proven &= second.returncode == 0
+    proven &= second == 0
     proven &= _nothing_found("after it was closed", place, content)
     proven &= _everything_found(place, content)
     say()

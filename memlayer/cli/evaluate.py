@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
+_LONGEST_NAME = 24  # The table then fits a terminal of 80 characters.
+
 
 def evaluate(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one conversation with its questions each.")],
@@ -42,7 +44,8 @@ def evaluate(
 
     conversations = read_conversations(path)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    screen = console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("turns and questions", total=None)
         report = evaluation.evaluate(
             conversations,
@@ -56,8 +59,8 @@ def evaluate(
 
 
 def _print_report(report: EvaluationReport) -> None:
-    metrics = list(report.overall.recall)
-    print_table(["", "questions", "", *metrics], _rows(report), right=["questions", *metrics])
+    metrics = [name.replace("recall", "R") for name in report.overall.recall]
+    print_table(["", "asked", "by", *metrics], _rows(report), right=["asked", *metrics])
     say()
     left_out = f"{report.skipped} of category 5 and {report.without_evidence} without evidence were not asked"
     say(f"{report.turns} turns, {report.vectors} vectors; {report.overall.questions} questions asked, {left_out}.")
@@ -83,5 +86,10 @@ def _rows(report: EvaluationReport) -> Iterator[list[str]]:
 
 
 def _pair(name: str, comparison: Comparison) -> Iterator[list[str]]:
-    yield [name, str(comparison.questions), "recall", *(f"{value:.3f}" for value in comparison.recall.values())]
+    yield [
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…",
+        str(comparison.questions),
+        "recall",
+        *(f"{value:.3f}" for value in comparison.recall.values()),
+    ]
     yield ["", "", "cosine", *(f"{value:.3f}" for value in comparison.cosine.values())]

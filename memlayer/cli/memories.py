@@ -37,6 +37,8 @@ __all__ = ["erase", "forget", "history", "recall", "remember"]
 
 _NOT_DONE = 1
 _LONGEST_NAME = 24
+# Score, date, who, and some words of the text; what more columns take is added to it.
+_LEAST = 70
 
 
 def remember(
@@ -132,7 +134,8 @@ def _print_hits(hits: Recall, *, explain: bool, ids: bool) -> None:
     for hit in hits:
         parts = ", ".join(f"{name} {value:.3f}" for name, value in (hit.parts or {}).items())
         rows.append([f"{hit.score:.3f}", time(hit.at), _who(hit)] + [parts] * explain + [hit.id] * ids + [hit.text])
-    print_table(headers, rows, right=["score"])
+    least = _LEAST + 14 * explain + 34 * ids
+    print_table(headers, rows, right=["score"], wrapped=["who", "text"], least=least)
 
 
 def history(
@@ -161,6 +164,8 @@ def history(
         print_table(
             ["date (UTC)", "who"] + ["id"] * ids + ["text"],
             [[time(memory.at), _who(memory)] + [memory.id] * ids + [memory.text] for memory in memories],
+            wrapped=["who", "text"],
+            least=_LEAST + 34 * ids,
         )
         if memories.cursor is not None:
             say(f"There are older ones: --before {memories.cursor}", stderr=True)

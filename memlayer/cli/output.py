@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -115,21 +115,33 @@ def say(line: str = "", *, stderr: bool = False) -> None:
     console(stderr=stderr).print(Text(shown(line)), soft_wrap=True)
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table whose last column takes the room that is left.
+def print_table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Sequence[str] = (),
+    wrapped: Sequence[str] = (),
+    least: int = 0,
+) -> None:
+    """A table.
 
     Args:
         headers: of the columns.
         rows: cells, escaped here.
         right: the headers of the columns that are set to the right.
+        wrapped: the headers of the columns that give way where there is no room; the others are never cut.
+        least: how many characters a line has room for, however narrow the terminal; it then breaks the lines itself.
     """
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    # Many columns stand closer together.
+    table = Table(box=None, pad_edge=False, collapse_padding=len(headers) > 6, header_style="bold")
     for header in headers:
-        last = header == headers[-1]
-        table.add_column(header, justify="right" if header in right else "left", no_wrap=not last, overflow="fold")
+        justify: Literal["left", "right"] = "right" if header in right else "left"
+        table.add_column(header, justify=justify, no_wrap=header not in wrapped, overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(cell)) for cell in row))
-    console().print(table)
+    out = console()
+    out.width = max(out.width, least)
+    out.print(table)
 
 
 def print_json(value: Any) -> None:

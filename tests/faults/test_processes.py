@@ -1,0 +1,196 @@
+"""One store, many processes and threads at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from memlayer import MemoryStore
+from tests.faults import crowd
+from tests.faults.children import SCALE, Child, ChildError
+
+PROCESSES = 8
+WRITES = 200 * SCALE
+CREATORS = 20 * SCALE
+ROUNDS = 200 * SCALE
+SEED = 7
+
+
+def test_eight_writers_at_once(tmp_path: Path, record_property) -> None:
+    """Of 8 processes that write 200 turns each at once none is refused, and every turn is stored and recalled."""
+    path = str(tmp_path / "store.db")
+    crowd.open_store(path).close()
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(Child(crowd.write_many, path=path, number=number, count=WRITES))
+            for number in range(PROCESSES)
+        ]
+        assert [child.receive() for child in children] == ["ready"] * PROCESSES
+        began = time.monotonic()
+        for child in children:
+            child.send("go")
+        errors = [child.receive(patience=600.0) for child in children]
+        record_property("seconds", round(time.monotonic() - began, 2))
+        for child in children:
+            child.finish()
+    assert errors == [[]] * PROCESSES
+    missed = []
+    with crowd.open_store(path) as store:
+        assert store.count_users() == PROCESSES + 1
+        assert store.user(crowd.SHARED).count() == PROCESSES * WRITES // 2
+        for number in range(PROCESSES):
+            assert store.user(crowd.own_name(number)).count() == WRITES // 2
+            for step in range(WRITES):
+                user = store.user(crowd.SHARED if step % 2 else crowd.own_name(number))
+                text = crowd.text(number, step)
+                if text not in [hit.text for hit in user.recall(text, k=3)]:
+                    missed.append(text)
+        assert missed == []
+        assert store.verify().memories == PROCESSES * WRITES
+
+
+def test_racing_creators(tmp_path: Path) -> None:
+    """Of two processes that make a store at one path at one moment both succeed, and both turns are in it."""
+    with Child(crowd.create, number=0) as one, Child(crowd.create, number=1) as other:
+        assert [one.receive(), other.receive()] == ["ready", "ready"]
+        for number in range(CREATORS):
+            path = str(tmp_path / f"{number}.db")
+            at = time.monotonic() + 0.01
+            one.send([path, at])
+            other.send([path, at])
+            assert [one.receive(), other.receive()] == [None, None]
+            with crowd.open_store(path) as store:
+                for user in (0, 1):
+                    assert [turn.text for turn in store.user(crowd.own_name(user)).history()] == [crowd.text(user, 0)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{number}.db" for number in range(CREATORS))
+
+
+def test_a_recall_sees_every_earlier_write(tmp_path: Path) -> None:
+    """A recall that begins after another process's write was acknowledged sees it, and no longer what was forgotten."""
+    path = str(tmp_path / "store.db")
+    with Child(crowd.answer, path=path) as writer:
+        writer.receive()
+        with Child(crowd.answer, path=path) as reader:
+            reader.receive()
+            for number in range(ROUNDS):
+                text = crowd.text(0, number)
+                writer.send(["remember", text])
+                id = writer.receive()
+                reader.send(["recall", text])
+                assert reader.receive() == [text], f"round {number}"
+                if number % 5 == 0:
+                    writer.send(["forget", id])
+                    assert writer.receive() == 1
+                    reader.send(["recall", text])
+                    assert reader.receive() != [text], f"round {number}"
+
+
+@pytest.mark.parametrize(
+    "cache_bytes", [512 * 1024 * 1024, 1], ids=["all users in RAM", "one user in RAM"]
+)
+def test_threads_share_a_store(tmp_path: Path, cache_bytes: int) -> None:
+    """Eight threads that remember, recall, forget and list with one `MemoryStore` see no error and lose nothing."""
+    from memlayer import RawKey
+    from memlayer.testing import HashingEmbedder
+
+    store = MemoryStore.open(
+        tmp_path / "store.db", keys=RawKey(crowd.KEY), embedder=HashingEmbedder(64), cache_bytes=cache_bytes
+    )
+    errors: list[str] = []
+    kept: list[Counter[str]] = [Counter() for _ in range(8)]
+    start = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        rng = random.Random(SEED * 100 + number)
+        mine: dict[str, tuple[str, str]] = {}
+        start.wait()
+        try:
+            for step in range(60 * SCALE):
+                name = rng.choice([crowd.SHARED, crowd.own_name(number % 4)])
+                user = store.user(name)
+                text = crowd.text(number, step)
+                mine[user.remember(text).id] = (name, text)
+                if text not in [hit.text for hit in user.recall(text, k=3)]:
+                    errors.append(f"{text} is not recalled")
+                if text not in [turn.text for turn in user.history(limit=10_000)]:
+                    errors.append(f"{text} is not in the history")
+                if rng.random() < 0.3:
+                    id = rng.choice(list(mine))
+                    name, _ = mine.pop(id)
+                    if store.user(name).forget(id) != 1:
+                        errors.append("forgotten by somebody else")
+        except Exception as error:  # noqa: BLE001  whatever it is, the test wants to know
+            errors.append(f"{type(error).__name__}: {error}")
+        kept[number] = Counter(mine.values())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(600)
+        assert not thread.is_alive(), "a thread hangs"
+    try:
+        assert errors == []
+        found = Counter(
+            (name, turn.text)
+            for name in [crowd.SHARED, *(crowd.own_name(number) for number in range(4))]
+            for turn in store.user(name).history(limit=10_000)
+        )
+        assert found == sum(kept, Counter())
+        store.verify()
+    finally:
+        store.close()
+
+
+def test_few_users_fit_in_ram(tmp_path: Path) -> None:
+    """Of 20 users in a cache for about three, each is answered from its own memories, again and again."""
+    from memlayer import RawKey
+    from memlayer.testing import HashingEmbedder
+
+    budget = 500_000
+    with MemoryStore.open(
+        tmp_path / "store.db", keys=RawKey(crowd.KEY), embedder=HashingEmbedder(64), cache_bytes=budget
+    ) as store:
+        for number in range(20):
+            for step in range(10):
+                store.user(crowd.own_name(number)).remember(crowd.text(number, step))
+        rng = random.Random(SEED)
+        largest = 0
+        for _ in range(500):
+            number, step = rng.randrange(20), rng.randrange(10)
+            hits = store.user(crowd.own_name(number)).recall(crowd.text(number, step), k=10)
+            assert hits[0].text == crowd.text(number, step)
+            assert {hit.text for hit in hits} <= {crowd.text(number, step) for step in range(10)}
+            largest = max(largest, store._open_parts().residents.nbytes)
+        # The budget, and the one user who is at work.
+        assert 100_000 < largest < 2 * budget
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["quiet", "busy"])
+def test_a_child_of_a_fork_has_the_store_too(tmp_path: Path, busy: bool) -> None:
+    """After a fork with an open store parent and child both write, the parent closes it, and nothing of either is lost.
+
+    SQLite keeps its locks a process and a file; a child that inherits what SQLite believes about them must not go on
+    without any.
+    """
+    import os
+
+    path = str(tmp_path / "store.db")
+    with Child(crowd.fork, path=path, busy=busy) as child:
+        pid = child.receive()
+        try:
+            assert child.receive(patience=20.0) == 0
+        except ChildError:
+            os.kill(pid, 9)
+            raise
+        child.finish()
+    with crowd.open_store(path) as store:
+        assert [turn.text for turn in store.user(crowd.own_name(1)).history()] == [crowd.text(1, n) for n in range(10)]
+        assert [turn.text for turn in store.user(crowd.own_name(2)).history()] == [crowd.text(2, n) for n in range(20)]
+        store.verify()
