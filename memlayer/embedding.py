@@ -127,10 +127,11 @@ class _own_errors:
 def _shown(chunks: Sequence[list[str]]) -> Iterable[list[str]]:
     """The chunks, behind a progress bar where `rich` is installed, else with log lines."""
     try:
+        from rich.console import Console
         from rich.progress import track
     except ImportError:
         return _logged(chunks)
-    return track(chunks, description="embedding")
+    return track(chunks, description="embedding", console=Console(stderr=True))
 
 
 def _logged(chunks: Sequence[list[str]]) -> Iterator[list[str]]:

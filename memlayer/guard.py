@@ -258,7 +258,8 @@ def refuse_missing(folder: Path, path: Path) -> None:
         StoreMissingError: naming the override.
     """
     known = next(folder.glob(f"*-{_path_digest(path)}.guard"), None)
-    if known is not None:
+    # Looked at last: another process may have made both in this moment.
+    if known is not None and not path.exists():
         raise StoreMissingError(
             f"there was a store at {path} and it is gone; restore it, or open with accept_rollback=True to start anew",
             override="accept_rollback=True",

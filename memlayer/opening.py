@@ -58,11 +58,12 @@ def open_store(
     source = from_environment() if keys is None else keys
     folder = guards.state_folder()
     if not os.path.lexists(path):
-        if accept_rollback:
-            guards.forget_path(folder, path)
-        else:
+        if not accept_rollback:
             guards.refuse_missing(folder, path)
         _create(path, source, identity=identity)
+        if accept_rollback:
+            # Only now: had the making failed, the loss of the old one would have been forgotten with it.
+            guards.forget_path(folder, path)
     elif not path.is_file():
         raise NotAStoreError(f"{path} is a folder or no plain file; a store is one file", path=str(path))
     # Read-only first: with a wrong key, or where the file is something else, not a byte of it changes; even a log that
@@ -187,7 +188,8 @@ class OpenStore:
 
 def _create(path: Path, source: KeySource, *, identity: EmbedderIdentity) -> None:
     for suffix in _LEFTOVERS:
-        if os.path.lexists(f"{path}{suffix}"):
+        # An empty one holds nothing; opening a store read-only can leave one.
+        if _size(f"{path}{suffix}"):
             # SQLite would replay it into the new file.
             raise StoreMissingError(
                 f"there is no store at {path}, but its log {path.name}{suffix} is there: restore the store, "
@@ -240,17 +242,17 @@ def _readable(path: Path) -> Database:
         database.close()
         # On a file system that cannot be written not even the index of the log can be made. Without a log there is
         # nothing that reading without it could miss.
-        unwritable = error.evidence.get("sqlite") in (8, 14) and not _has_log(path)
+        unwritable = error.evidence.get("sqlite") in (8, 14) and not _size(f"{path}-wal")
         if not unwritable:
             raise
     return Database(path, mode="immutable")
 
 
-def _has_log(path: Path) -> bool:
+def _size(path: str) -> int:
     try:
-        return os.stat(f"{path}-wal").st_size > 0
+        return os.stat(path).st_size
     except FileNotFoundError:
-        return False
+        return 0
 
 
 def _writable(path: Path, *, else_mode: str) -> Database:

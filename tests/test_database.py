@@ -175,9 +175,12 @@ def test_an_error_undoes_the_block(database, error):
 
 def test_a_transaction_that_is_gone_is_not_given_back_to_the_pool(database):
     """A connection whose rollback fails is thrown away; the first error is the one that is told."""
+    with database.read() as connection:
+        before = connection.connection.dbapi_connection
     with pytest.raises(StoreDamagedError), database.write() as connection:
         connection.exec_driver_sql("ROLLBACK")
     with database.write() as connection:
+        assert connection.connection.dbapi_connection is not before
         add(connection, "b")
     assert count(database) == 1
 

@@ -148,28 +148,36 @@ def test_an_export_that_does_not_say_what_it_is_is_refused(tmp_path, about):
     assert type(error_of(forged(tmp_path / "it", frame(), about=about))) is ExportDamagedError
 
 
-def test_an_export_of_nothing_is_refused(tmp_path):
-    """A validly sealed file without a single frame, or with half a length, is no export."""
-    for content in ([], ["half"]):
-        path = forged(tmp_path / f"{len(content)}", about=b"")
-        whole = path.read_bytes()
-        key = hashed_once(PHRASE.encode(), salt=whole[29:45], cost=FAST_FOR_TESTS)
-        aead = AESGCM(derive(key, b"export"))
-        plain = b"\0\0" if content else b""
-        sealed = aead.encrypt(bytes(11) + b"\1", plain, whole[:HEADER])
-        assert type(error_of(path, whole[:HEADER] + sealed)) is ExportDamagedError
+def sealed(path, content):
+    """An export of one chunk with this content, frames or not."""
+    whole = forged(path).read_bytes()
+    key = hashed_once(PHRASE.encode(), salt=whole[29:45], cost=FAST_FOR_TESTS)
+    aead = AESGCM(derive(key, b"export"))
+    path.write_bytes(whole[:HEADER] + aead.encrypt(bytes(11) + b"\1", content, whole[:HEADER]))
+    return path
+
+
+def test_an_export_that_ends_in_a_frame_is_refused(tmp_path):
+    """Nothing at all, half a length, or less than the last frame's length says: damaged, however well it is sealed."""
+    about = json.dumps({"identity": IDENTITY.model_dump(), "version": 1}).encode()
+    whole = b"".join(len(one).to_bytes(4) + one for one in (about, frame()))
+    assert len(read(sealed(tmp_path / "good", whole))) == 1
+    for content in (b"", b"\0\0", whole[:-1], whole + b"\0", whole + b"\0\0\1\0"):
+        assert type(error_of(sealed(tmp_path / "it", content))) is ExportDamagedError
+        (tmp_path / "it").unlink()
 
 
 def test_a_frame_larger_than_any_can_be_is_refused(tmp_path):
     """A length of gigabytes is not waited for, and no memory is taken for it."""
-    path = forged(tmp_path / "it", about=b"")
-    whole = path.read_bytes()
-    key = hashed_once(PHRASE.encode(), salt=whole[29:45], cost=FAST_FOR_TESTS)
-    aead = AESGCM(derive(key, b"export"))
     for length in (2**28 + 1, 2**32 - 1):
-        sealed = aead.encrypt(bytes(11) + b"\1", length.to_bytes(4), whole[:HEADER])
-        error = error_of(path, whole[:HEADER] + sealed)
+        error = error_of(sealed(tmp_path / f"{length}", length.to_bytes(4)))
         assert "larger than any can be" in str(error)
+
+
+@pytest.mark.xfail(strict=True, reason="RecursionError escapes from SealedExport._identity")
+def test_an_identity_nested_beyond_measure_is_refused(tmp_path):
+    """What no export of ours begins with is an error of ours."""
+    assert type(error_of(forged(tmp_path / "it", about=b"[" * 100_000))) is ExportDamagedError
 
 
 def test_content_of_a_later_version_is_named(tmp_path):

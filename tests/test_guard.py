@@ -416,6 +416,23 @@ def test_two_processes_never_lose_the_newest(make, store):
     assert noted(guard) == {bucket: (6, seal(6)) for bucket in range(300)}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock here")
+def test_a_note_waits_for_another_process(make, store):
+    """While another process holds the guard's file, a note is neither read nor written."""
+    import fcntl
+
+    guard = make(store)
+    guard.note(7, (1, seal(1)))
+    with guard.file.open("rb") as other, ThreadPoolExecutor(1) as thread:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = thread.submit(guard.note, 7, (2, seal(2)))
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.1)
+        fcntl.flock(other, fcntl.LOCK_UN)
+        waiting.result(timeout=60)
+    assert noted(guard) == {7: (2, seal(2))}
+
+
 def test_a_forked_guard_opens_the_file_anew(make, store):
     """`forked` frees a lock that a thread of the parent held, and notes go on."""
     guard = make(store)

@@ -196,6 +196,13 @@ def test_a_raw_key_does_not_open_a_recovery_slot():
         opened([slot], RawKey(secret_of(RecoveryKey(text))))
 
 
+def test_a_slot_of_one_kind_cannot_be_made_another():
+    """The 32 bytes of a raw key do not open its slot once it says that it is for recovery keys."""
+    slot = slot_for(RAW, kind=SlotKind.RECOVERY)
+    with pytest.raises(StoreDamagedError):
+        open_slot([slot], kind=SlotKind.RECOVERY, secret=secret_of(RAW), store_id=STORE_ID)
+
+
 def test_a_slot_is_bound_to_its_store():
     """A slot that was copied into another store does not open there."""
     with pytest.raises(StoreDamagedError):

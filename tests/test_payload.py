@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from memlayer.envelope import pad, unpad
-from memlayer.errors import FormatTooNewError, StoreDamagedError
+from memlayer.errors import FormatTooNewError, LimitExceededError, StoreDamagedError
 from memlayer.payload import VectorKind, decode_turn, decode_vectors, encode_turn, encode_vectors
 from memlayer.records import Memory
 
@@ -200,6 +200,13 @@ def test_vectors_are_little_endian_whatever_they_were():
     matrix = np.array([[1.0, -2.0]])
     for dtype in ("<f4", ">f4", "<f8"):
         assert encode_vectors(matrix.astype(dtype))[9:] == bytes.fromhex("0000803f000000c0")
+
+
+@pytest.mark.xfail(strict=True, reason="struct.error escapes from encode_vectors for more than 65,535 parts")
+def test_more_parts_than_the_format_counts_are_refused():
+    """A text that an embedder splits into more than 65,535 parts cannot be remembered, and is told so."""
+    with pytest.raises(LimitExceededError):
+        encode_vectors(np.ones((65_536, 1), np.float32))
 
 
 @pytest.mark.parametrize("end", range(9 + 8))

@@ -196,6 +196,14 @@ def test_the_budget_is_kept(chosen, budget):
         assert {(record["role"], record["text"]) for record in records_of(block)} <= originals
 
 
+@pytest.mark.parametrize("size", range(1, 7))
+def test_the_budget_is_kept_to_the_byte(size):
+    """With texts of every length modulo three bytes, at each budget: not a token more than allowed."""
+    chosen = [memory("x" * size, at=NOON + timedelta(minutes=number)) for number in range(3)]
+    for budget in range(60, 180):
+        assert tokens(rendered(*chosen, max_tokens=budget)) <= budget
+
+
 def test_the_weakest_are_left_out_first():
     """Of memories of one size the best are kept, as many as fit, one more with each step of the budget."""
     chosen = [memory(f"text {number}", at=NOON - timedelta(minutes=number)) for number in range(9)]

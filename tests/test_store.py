@@ -307,3 +307,33 @@ def test_a_moved_store_takes_its_guard_along_and_a_copy_does_not(tmp_path):
     os.replace(tmp_path / "kept.db", moved)
     with pytest.raises(RollbackDetectedError):
         _open(moved)
+
+
+def test_a_refused_key_does_not_stand_in_the_way_of_a_new_store(tmp_path):
+    """What a refused open leaves beside the file is no obstacle to a new store, once the loss is accepted."""
+    path = tmp_path / "m.db"
+    with _open(path) as store:
+        store.user("alice").remember("x")
+    with pytest.raises(WrongKeyError):
+        _open(path, keys=RawKey(bytes(32)))
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(StoreMissingError, match="accept_rollback"):
+            _open(path)
+    with _open(path, accept_rollback=True) as store:
+        assert store.count_users() == 0
+
+
+def test_a_log_without_its_store_is_not_taken_into_a_new_one(tmp_path):
+    """Where a write-ahead log lies without its file, no store is made, for SQLite would replay it; the note stays."""
+    path = tmp_path / "m.db"
+    with _open(path) as store:
+        store.user("alice").remember("x")
+    path.unlink()
+    (tmp_path / "m.db-wal").write_bytes(b"the log of another store")
+    for accept in (True, False):
+        with pytest.raises(StoreMissingError):
+            _open(path, accept_rollback=accept)
+    (tmp_path / "m.db-wal").unlink()
+    with pytest.raises(StoreMissingError, match="accept_rollback"):
+        _open(path)

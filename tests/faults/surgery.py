@@ -1,0 +1,253 @@
+"""Operations on the rows of a store by somebody who can write the file and has no key.
+
+Each takes an open SQLite connection and `Old`, what the same file held earlier. `OPERATIONS` names them all; those on
+single columns are made from the schema, so that a new column is operated on without anybody's thinking of it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlcipher3 import dbapi2
+
+from memlayer import MemoryStore, RawKey, migrations
+from memlayer.testing import HashingEmbedder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEY = bytes(range(32))
+OTHER_KEY = bytes(range(32, 64))
+
+Rows = list[tuple[Any, ...]]
+
+
+class Old(NamedTuple):
+    """What the file held before its last writes."""
+
+    rows: dict[str, Rows]
+    file: bytes
+
+
+def open_store(path: Path) -> MemoryStore:
+    """The store under test."""
+    return MemoryStore.open(path, keys=RawKey(KEY), embedder=HashingEmbedder(32))
+
+
+def connect(path: Path) -> Any:
+    """The attacker's connection: no constraint stops it."""
+    connection = dbapi2.connect(str(path), isolation_level=None)
+    connection.execute("PRAGMA foreign_keys=0")
+    connection.execute("PRAGMA ignore_check_constraints=1")
+    return connection
+
+
+def make_store(path: Path) -> Old:
+    """Two users in two buckets; then what there is is noted, and both are changed, and a key slot removed."""
+    with open_store(path) as store:
+        for name in ("alice", "bob"):
+            user = store.user(name)
+            for number in range(4):
+                user.remember(f"{name} says {number}", id=f"own {number}", metadata={"n": number}, session="s")
+        slot = store.add_key(RawKey(OTHER_KEY))
+    connection = connect(path)
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    rows = {table: connection.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
+    connection.close()
+    file = path.read_bytes()
+    with open_store(path) as store:
+        for name in ("alice", "bob"):
+            store.user(name).update("own 1", text=f"{name} has another opinion now")
+            store.user(name).forget("own 3")
+            store.user(name).remember(f"{name} says the last word")
+        store.remove_key(slot)
+    return Old(rows, file)
+
+
+def everything(path: Path) -> list[Any]:
+    """All that the public names give."""
+    with open_store(path) as store:
+        found: list[Any] = [store.count_users(), [slot.kind for slot in store.key_slots()]]
+        for name in ("alice", "bob"):
+            user = store.user(name)
+            turns = list(user.history(limit=100))
+            found.append([turns, [[(hit.id, hit.score) for hit in user.recall(turn.text)] for turn in turns]])
+        return found
+
+
+# --- Operations ---
+
+
+def _of(connection: Any, name: str) -> bytes:
+    """The reference of a user: alice's row was inserted first."""
+    order = "ASC" if name == "alice" else "DESC"
+    return bytes(connection.execute(f"SELECT uref FROM users ORDER BY rowid {order} LIMIT 1").fetchone()[0])
+
+
+def _records(connection: Any, name: str) -> list[int]:
+    uref = _of(connection, name)
+    return [row[0] for row in connection.execute("SELECT rowid FROM records WHERE uref = ? ORDER BY seq", (uref,))]
+
+
+def _swap(connection: Any, table: str, columns: list[str], one: int, other: int) -> None:
+    names = ", ".join(columns)
+    rows = [connection.execute(f"SELECT {names} FROM {table} WHERE rowid = ?", (rowid,)).fetchone()
+            for rowid in (one, other)]  # fmt: skip
+    for rowid, values in ((one, rows[1]), (other, rows[0])):
+        settings = ", ".join(f"{column} = ?" for column in columns)
+        connection.execute(f"UPDATE {table} SET {settings} WHERE rowid = ?", (*values, rowid))
+
+
+def _put(connection: Any, table: str, rows: Rows) -> None:
+    for row in rows:
+        connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+
+
+def _delete_user(connection: Any, name: str, *tables: str) -> None:
+    uref = _of(connection, name)
+    bucket = int.from_bytes(uref[:2]) >> 4
+    for table in tables:
+        where = "bucket = ?" if table == "directory" else "uref = ?"
+        connection.execute(f"DELETE FROM {table} WHERE {where}", (bucket if table == "directory" else uref,))
+
+
+def _move(connection: Any, source: str, target: str) -> None:
+    uref = _of(connection, target)
+    connection.execute("UPDATE records SET uref = ? WHERE rowid = ?", (uref, _records(connection, source)[0]))
+
+
+def _copy_record(connection: Any, **changes: Any) -> None:
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(records)")]
+    rowid = _records(connection, "alice")[0]
+    values = dict(
+        zip(columns, connection.execute("SELECT * FROM records WHERE rowid = ?", (rowid,)).fetchone(), strict=True)
+    )
+    _put(connection, "records", [tuple((values | changes).values())])
+
+
+def _old_user(connection: Any, old: Old, *tables: str) -> None:
+    uref = _of(connection, "alice")
+    bucket = int.from_bytes(uref[:2]) >> 4
+    for table in tables:
+        key = bucket if table == "directory" else uref
+        if table == "records":
+            connection.execute("DELETE FROM records WHERE uref = ?", (uref,))
+        _put(connection, table, [row for row in old.rows[table] if row[0] == key])
+
+
+def _old_slot(connection: Any, old: Old) -> None:
+    _put(connection, "key_slots", old.rows["key_slots"])
+
+
+_SEALED_TEXT = ["text", "text_version", "changed"]
+
+OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
+    "delete a record": lambda c, _: c.execute("DELETE FROM records WHERE rowid = ?", (_records(c, "alice")[0],)),
+    "delete the newest record": lambda c, _: c.execute(
+        "DELETE FROM records WHERE rowid = ?", (_records(c, "alice")[-1],)
+    ),
+    "delete all records": lambda c, _: c.execute("DELETE FROM records"),
+    "swap texts of one user": lambda c, _: _swap(c, "records", ["text"], *_records(c, "alice")[:2]),
+    "swap texts with their versions": lambda c, _: _swap(c, "records", _SEALED_TEXT, *_records(c, "alice")[:2]),
+    "swap texts of two users": lambda c, _: _swap(
+        c, "records", ["text"], _records(c, "alice")[0], _records(c, "bob")[0]
+    ),
+    "swap vectors of one user": lambda c, _: _swap(c, "records", ["vector"], *_records(c, "alice")[:2]),
+    "swap vectors of two users": lambda c, _: _swap(
+        c, "records", ["vector"], _records(c, "alice")[0], _records(c, "bob")[0]
+    ),
+    "swap text and vector of a record": lambda c, _: c.execute("UPDATE records SET text = vector, vector = text"),
+    "swap the order of two records": lambda c, _: _swap(c, "records", ["seq"], *_records(c, "alice")[:2]),
+    "move a record to another user": lambda c, _: _move(c, "alice", "bob"),
+    "move a record of the other user here": lambda c, _: _move(c, "bob", "alice"),
+    "copy a record under another id": lambda c, _: _copy_record(c, memory_id=os.urandom(16)),
+    "copy a record under another id and place": lambda c, _: _copy_record(c, memory_id=os.urandom(16), seq=99),
+    "copy a record to another user": lambda c, _: _copy_record(c, uref=_of(c, "bob")),
+    "copy a record to nobody": lambda c, _: _copy_record(c, uref=os.urandom(16)),
+    "cut texts short": lambda c, _: c.execute("UPDATE records SET text = substr(text, 1, length(text) - 1)"),
+    "cut texts to nothing": lambda c, _: c.execute("UPDATE records SET text = x''"),
+    "make vectors longer": lambda c, _: c.execute("UPDATE records SET vector = CAST(vector || x'00' AS BLOB)"),
+    "replay an old record": lambda c, old: _put(c, "records", old.rows["records"][1:2]),
+    "replay a forgotten record": lambda c, old: _put(c, "records", old.rows["records"][3:4]),
+    "replay an old user": lambda c, old: _old_user(c, old, "users"),
+    "replay an old user with the records": lambda c, old: _old_user(c, old, "users", "records"),
+    "replay an old user and bucket": lambda c, old: _old_user(c, old, "users", "directory"),
+    "replay an old user, bucket and records": lambda c, old: _old_user(c, old, "users", "directory", "records"),
+    "replay an old bucket": lambda c, old: _old_user(c, old, "directory"),
+    "replay everything but the store's row": lambda c, old: [
+        c.execute("DELETE FROM records"),
+        *(_put(c, table, old.rows[table]) for table in ("users", "directory", "records")),
+    ],
+    "delete a user's row": lambda c, _: _delete_user(c, "alice", "users"),
+    "delete a user": lambda c, _: _delete_user(c, "alice", "users", "records"),
+    "delete a user and the bucket": lambda c, _: _delete_user(c, "alice", "users", "records", "directory"),
+    "delete a bucket": lambda c, _: _delete_user(c, "alice", "directory"),
+    "delete all users": lambda c, _: [c.execute(f"DELETE FROM {table}") for table in ("users", "records", "directory")],
+    "swap two users": lambda c, _: _swap(c, "users", ["sk_epoch", "dek_epoch", "commitment", "generation", "data_key",
+                                                      "manifest", "profile"], 1, 2),
+    "swap the buckets": lambda c, _: _swap(c, "directory", ["sealed"], 1, 2),
+    "copy a bucket": lambda c, _: c.execute("INSERT INTO directory SELECT (bucket + 1) % 4096, sealed FROM directory"),
+    "copy a user": lambda c, _: c.execute(
+        "INSERT INTO users SELECT randomblob(16), sk_epoch, dek_epoch, commitment, generation, data_key, manifest, "
+        "profile FROM users"
+    ),
+    "put back a removed key slot": _old_slot,
+    "put back a removed key slot and the old manifest": lambda c, old: [
+        _old_slot(c, old),
+        c.execute("UPDATE meta SET manifest = ?", (old.rows["meta"][0][-1],)),
+    ],
+    "copy a key slot": lambda c, _: c.execute(
+        "INSERT INTO key_slots SELECT slot_id + 7, sk_epoch, kind, memory_kib, iterations, lanes, salt, commitment, "
+        "sealed FROM key_slots"
+    ),
+    "delete the store's row": lambda c, _: c.execute("DELETE FROM meta"),
+    "copy the store's row": lambda c, _: c.execute(
+        "INSERT INTO meta SELECT 2, magic, format, store_id, sk_epoch, commitment, index_key, manifest FROM meta"
+    ),
+    "replay the store's manifest": lambda c, old: c.execute("UPDATE meta SET manifest = ?", (old.rows["meta"][0][-1],)),
+    "delete the embedder": lambda c, _: c.execute("DELETE FROM embedders"),
+    "copy the embedder": lambda c, _: c.execute("INSERT INTO embedders SELECT embedder_no + 1, sealed FROM embedders"),
+}  # fmt: skip
+
+ITEM = "INSERT INTO items SELECT uref, 1, randomblob(16), 1, 1, randomblob(64) FROM users LIMIT 1"
+"""Nothing reads items yet; `verify` counts them."""
+
+
+def _columns() -> dict[str, list[tuple[str, str]]]:
+    connection = dbapi2.connect(":memory:")
+    for statement in migrations.statements():
+        connection.execute(statement)
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    columns = {
+        table: [(row[1], row[2]) for row in connection.execute(f"PRAGMA table_info({table})")] for table in tables
+    }
+    connection.close()
+    return columns
+
+
+def column_operations() -> dict[str, str]:
+    """SQL that changes one column in the first row of its table: to a near value, and to one of another type."""
+    found = {}
+    for table, columns in _columns().items():
+        if table == "items":
+            continue  # It is empty.
+        for name, kind in columns:
+            first = f"WHERE rowid = (SELECT min(rowid) FROM {table})"
+            values = {"another type": f"CAST({name} AS TEXT)", "nothing": "x''"}
+            if kind == "BIGINT":
+                values |= {"one more": f"{name} + 1", "negative": f"-1 - {name}", "huge": "9223372036854775807",
+                           "a number with a point": "0.5"}  # fmt: skip
+            else:
+                values |= {
+                    "another end": f"CAST(substr({name}, 1, length({name}) - 1) || "
+                    f"CASE substr({name}, -1) WHEN x'00' THEN x'01' ELSE x'00' END AS BLOB)",
+                    "another begin": f"CAST(CASE substr({name}, 1, 1) WHEN x'00' THEN x'01' ELSE x'00' END || "
+                    f"substr({name}, 2) AS BLOB)",
+                    "as many random bytes": f"randomblob(length({name}))",
+                    "a number": "7",
+                }
+            for what, value in values.items():
+                found[f"{table}.{name}: {what}"] = f"UPDATE {table} SET {name} = {value} {first}"
+    return found
