@@ -34,6 +34,7 @@ from memlayer.errors import (
     StoreDamagedError,
     StoreMissingError,
 )
+from memlayer.gate import ForkGate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -97,15 +98,16 @@ def _failures() -> Iterator[None]:
         yield
     except sa.exc.DBAPIError as error:
         raise _named(error.orig) from None
-    except driver.Error as error:
-        raise _named(error) from None
     except (sa.exc.SQLAlchemyError, ValueError, TypeError, OverflowError, MemoryError):
         raise StoreDamagedError("a row of the database file cannot be read") from None
 
 
 def _named(error: BaseException | None) -> StorageError:
     code = getattr(error, "sqlite_errorcode", None)
-    kind, message = _FAILURES.get((code or 0) & 0xFF, (StorageError, "the database failed"))
+    if code is None:
+        # The driver's own, about a value that it cannot make a Python object of.
+        return StoreDamagedError("a row of the database file cannot be read")
+    kind, message = _FAILURES.get(code & 0xFF, (StorageError, "the database failed"))
     return kind(message, sqlite=code)
 
 
@@ -124,6 +126,8 @@ class Database:
         # fair enough between a few processes, and wasteful between threads.
         self._writing = threading.Lock()
         self._engine: Engine | None = _engine(path, mode=mode)
+        self._gate = ForkGate()
+        self._inherited = False
         self._inode = _inode(path)
 
     @contextmanager
@@ -162,12 +166,17 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        if self._engine is None:
-            raise StoreClosedError("the store is closed; open it again")
-        with _failures():
-            connection = self._engine.connect()
-        with connection:
-            yield connection
+        with self._gate.passed():
+            if self._inherited:
+                raise StoreClosedError(
+                    "the process was forked in the middle of a call to the store; open it in the child"
+                )
+            if self._engine is None:
+                raise StoreClosedError("the store is closed; open it again")
+            with _failures():
+                connection = self._engine.connect()
+            with connection:
+                yield connection
 
     def pragma(self, statement: str) -> list[tuple[Any, ...]]:
         """The rows that a pragma or a VACUUM answers; outside of a transaction."""
@@ -193,6 +202,20 @@ class Database:
         finally:
             del _waiting.seconds
 
+    def rebuild(self) -> bool:
+        """Writes the file anew, without what SQLite leaves behind of rows that it moved between pages: `secure_delete`
+        zeroes the row that is deleted, and not the places where it stood before.
+
+        Returns:
+            Whether it was done, and the log emptied; not while another process is in the middle of a query.
+        """
+        with self._writing:
+            try:
+                self.pragma("VACUUM")
+            except (StoreBusyError, StorageFullError):
+                return False
+        return self.checkpoint()
+
     def vacuum_into(self, target: Path) -> None:
         """A consistent copy as a new file; readers and writers go on meanwhile.
 
@@ -206,12 +229,23 @@ class Database:
         if engine is not None:
             engine.dispose()
 
-    def forked(self) -> None:
-        """In the child of a fork: forgets the parent's connections without closing them, which would be the parent's
-        locks, and starts with new ones."""
-        self._writing = threading.Lock()
-        if self._engine is not None:
-            self._engine.dispose(close=False)
+    def before_fork(self) -> None:
+        """Waits for the calls that are under way, and closes the connections."""
+        self._inherited = not self._gate.close()
+        if self._engine is not None and not self._inherited:
+            self._engine.dispose()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Lets calls in again: in the child with locks of its own, for the parent's may be held by threads that it
+        does not have; and not at all where the fork did not wait for a call's end."""
+        if in_child:
+            self._writing = threading.Lock()
+            self._gate = ForkGate()
+            if self._inherited and self._engine is not None:
+                self._engine.dispose(close=False)
+        else:
+            self._inherited = False
+            self._gate.open()
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
@@ -225,7 +259,7 @@ def _inode(path: Path) -> tuple[int, int] | None:
 def _roll_back(connection: Connection) -> None:
     try:
         connection.exec_driver_sql("ROLLBACK")
-    except (sa.exc.DBAPIError, driver.Error):
+    except sa.exc.DBAPIError:
         # SQLite has rolled back by itself (disk full, I/O error), or the connection is no longer usable: either way
         # it must not go back to the pool. The first error is the one to tell.
         connection.invalidate()

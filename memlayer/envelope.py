@@ -134,12 +134,14 @@ class Cipher:
         if len(envelope) < OVERHEAD:
             raise StoreDamagedError("a sealed field is cut short", field=place.field.name)
         magic, version, suite, flags, epoch = _HEADER.unpack_from(envelope)
-        if magic != MAGIC or flags != 0 or epoch != place.epoch:
+        if magic != MAGIC:
             raise StoreDamagedError("a sealed field has a damaged header", field=place.field.name)
         if version != FORMAT or suite != AES_256_GCM:
             raise FormatTooNewError(
                 "a sealed field is in a format that this memlayer does not know", format=version, suite=suite
             )
+        if flags != 0 or epoch != place.epoch:
+            raise StoreDamagedError("a sealed field has a damaged header", field=place.field.name)
         nonce = envelope[_HEADER.size : _HEADER.size + _NONCE]
         try:
             return self._aead.decrypt(nonce, envelope[_HEADER.size + _NONCE :], place.associated_data())

@@ -189,13 +189,13 @@ class SealedExport:
         frames = self._frames()
         next(frames)
         portion = []
-        seen: set[tuple[bytes, str | None]] = set()
+        seen: set[bytes | str | None] = set()
         for frame in frames:
             record = self._record(frame)
-            name = (b"", record.own_id) if record.own_id is not None else (record.memory_id, None)
-            if name in seen:
+            ids = {record.memory_id, record.own_id} - {None}
+            if seen & ids:
                 raise ExportDamagedError("two memories of this export have the same id")
-            seen.add(name)
+            seen |= ids
             portion.append(record)
             if len(portion) == _PORTION:
                 yield portion
@@ -238,7 +238,7 @@ class SealedExport:
             if about["version"] != _FORMAT:
                 raise FormatTooNewError("this export was written by a later memlayer")
             return EmbedderIdentity.model_validate(about["identity"])
-        except (ValueError, TypeError, KeyError, ValidationError):
+        except (ValueError, TypeError, KeyError, RecursionError, ValidationError):
             raise ExportDamagedError("this export does not say what it is") from None
 
     def _record(self, frame: bytes) -> ExportedRecord:

@@ -43,7 +43,7 @@ except ImportError:  # not on Windows: two processes may then overwrite each oth
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["FileGuard", "Note", "compare", "forget_path", "refuse_missing", "state_folder"]
+__all__ = ["FileGuard", "Note", "compare", "forget_path", "refuse_missing", "refuse_other", "state_folder"]
 
 log = logging.getLogger("memlayer")
 
@@ -257,7 +257,7 @@ def refuse_missing(folder: Path, path: Path) -> None:
     Raises:
         StoreMissingError: naming the override.
     """
-    known = next(folder.glob(f"*-{_path_digest(path)}.guard"), None)
+    known = next(iter(_guards_of(folder, path)), None)
     # Looked at last: another process may have made both in this moment.
     if known is not None and not path.exists():
         raise StoreMissingError(
@@ -268,8 +268,30 @@ def refuse_missing(folder: Path, path: Path) -> None:
 
 def forget_path(folder: Path, path: Path) -> None:
     """Drops what is known of a store at `path`, when its loss was accepted."""
-    for known in folder.glob(f"*-{_path_digest(path)}.guard"):
+    for known in _guards_of(folder, path):
         known.unlink(missing_ok=True)
+
+
+def refuse_other(folder: Path, path: Path, *, store_id: bytes) -> None:
+    """Raises if the store that was last seen at `path` was another one than stands there now.
+
+    Raises:
+        RollbackDetectedError: naming the override.
+    """
+    if any(not known.name.startswith(store_id.hex()) for known in _guards_of(folder, path)):
+        raise RollbackDetectedError(
+            f"another store than this one was at {path} when it was last opened; if it was replaced on purpose, open "
+            "it with accept_rollback=True",
+            override="accept_rollback=True",
+        )
+
+
+def _guards_of(folder: Path, path: Path) -> list[Path]:
+    """The guards of all stores that were seen at a path; none where the folder cannot be read."""
+    try:
+        return list(folder.glob(f"*-{_path_digest(path)}.guard"))
+    except OSError:
+        return []
 
 
 def _path_digest(path: Path) -> str:

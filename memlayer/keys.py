@@ -5,7 +5,7 @@
             store key ── HKDF ── wrap key, directory keys, meta key
                 meta key opens the index key                      user references; does not change on rotation
                 wrap key opens each user's data key               32 random bytes a user
-                    data key ── HKDF ── text, vector, manifest, profile, item, set and id keys
+                    data key ── HKDF ── text, vector, manifest, profile, set and id keys
 
 Commitment: AES-GCM does not commit to its key (one ciphertext may open under two), so every layer where a key is
 chosen keeps a commitment beside it, an HKDF output of the key, that is compared in constant time before anything is

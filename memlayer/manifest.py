@@ -55,12 +55,17 @@ def record_element(
     text_tag: bytes,
     vector_tag: bytes,
 ) -> int:
-    """One record in its user's set: every clear column of the row, and both seals by their tags."""
-    return _element(
-        key,
-        memory_id,
-        _RECORD.pack(b"r", memory_id, seq, epoch, text_version, vector_version, embedder_no, text_tag, vector_tag),
-    )
+    """One record in its user's set: every clear column of the row, and both seals by their tags.
+
+    Raises:
+        StoreDamagedError: a number or an identifier that no record can have.
+    """
+    numbers = (seq, epoch, text_version, vector_version, embedder_no)
+    try:
+        encoded = _RECORD.pack(b"r", memory_id, *numbers, text_tag, vector_tag)
+    except struct.error:
+        raise StoreDamagedError("a record has a number that is larger than any can be") from None
+    return _element(key, memory_id, encoded)
 
 
 def user_element(key: bytes, *, uref: bytes, data_key_tag: bytes, manifest_tag: bytes, profile_tag: bytes) -> int:

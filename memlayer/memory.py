@@ -38,6 +38,11 @@ __all__ = ["UserMemory"]
 
 log = logging.getLogger("memlayer")
 
+_STILL_THERE = (
+    "sealed bytes of what was deleted are still in the store's files, because another process is reading them; "
+    "they go with the next forget or erase"
+)
+
 MAX_K = 10_000
 _DEFAULT_FLOOR = 0.0  # Until the score is calibrated, nothing can be said to be too weak.
 
@@ -172,7 +177,7 @@ class UserMemory:
         until: datetime | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> int:
-        """Forgets one memory, or all that meet every condition given; no byte of them stays in the store's files.
+        """Forgets one memory, or all that meet every condition given; their sealed bytes are overwritten.
 
         Returns:
             How many were forgotten; 0 for an id that this user does not have.
@@ -198,12 +203,14 @@ class UserMemory:
                 memory_ids = [] if index is None else index.matching(condition)
             if memory_ids:
                 self._vault.change(write, user, delete=memory_ids, were=elements(index, memory_ids))
-        if memory_ids:
-            self._empty_log()
+        if memory_ids and not self._database.checkpoint():
+            log.warning(_STILL_THERE)
         return len(memory_ids)
 
     def erase(self) -> ErasureReceipt:
         """Destroys all that this user has, with the key that it was sealed under; afterwards the user is an empty one.
+
+        The file is written anew, so that no byte of it is left there; that takes as long as copying the file.
 
         A copy of the file that was made before still holds both: see SECURITY.md on backups.
         """
@@ -211,14 +218,16 @@ class UserMemory:
             memories = user.manifest.records
             if user.row.manifest:
                 self._vault.erase(write, user)
-        emptied = self._empty_log()
+        cleaned = self._database.rebuild()
+        if not cleaned:
+            log.warning(_STILL_THERE)
         self._resident.drop()
         return ErasureReceipt(
             at=datetime.now(UTC),
             store=self._vault.store_id.hex(),
             user=user.uref.hex(),
             memories=memories,
-            log_emptied=emptied,
+            files_clean=cleaned,
         )
 
     # ---------------------------------------------------------------- read
@@ -349,13 +358,6 @@ class UserMemory:
     def _find(self, id: str, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
         """The memory that a visible id stands for: an own id by its keyed hash, else the id that memlayer chose."""
         return find(valid_name(id, name="id"), user=user, index=index)
-
-    def _empty_log(self) -> bool:
-        emptied = self._database.checkpoint()
-        if not emptied:
-            log.warning("the write-ahead log could not be emptied while another process reads; "
-                        "what was forgotten leaves it with the next checkpoint")  # fmt: skip
-        return emptied
 
 
 def _hit(memory: Memory, score: float, *, explain: bool) -> Hit:

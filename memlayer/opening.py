@@ -61,10 +61,7 @@ def open_store(
         if not accept_rollback:
             guards.refuse_missing(folder, path)
         _create(path, source, identity=identity)
-        if accept_rollback:
-            # Only now: had the making failed, the loss of the old one would have been forgotten with it.
-            guards.forget_path(folder, path)
-    elif not path.is_file():
+    elif not _is_file(path):
         raise NotAStoreError(f"{path} is a folder or no plain file; a store is one file", path=str(path))
     # Read-only first: with a wrong key, or where the file is something else, not a byte of it changes; even a log that
     # a crash left behind stays as it is.
@@ -74,6 +71,9 @@ def open_store(
         _same_embedder(reader, unlocked, identity=identity)
     finally:
         reader.close()
+    if accept_rollback:
+        guards.forget_path(folder, path)
+    guards.refuse_other(folder, path, store_id=unlocked.store_id)
     guard = FileGuard(folder, store_id=unlocked.store_id, path=path, key=unlocked.guard_key())
     database = _writable(path, else_mode=reader.mode)
     try:
@@ -122,11 +122,16 @@ class OpenStore:
         self.database.close()
         self.guard.close()
 
-    def forked(self) -> None:
-        """In the child of a fork: connections, locks and indexes of its own."""
-        self.database.forked()
-        self.guard.forked()
-        self.residents.forked()
+    def before_fork(self) -> None:
+        """See `memlayer.gate`."""
+        self.database.before_fork()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Connections again; in the child locks and indexes of its own."""
+        self.database.after_fork(in_child=in_child)
+        if in_child:
+            self.guard.forked()
+            self.residents.forked()
 
     def verify(self) -> VerifyReport:
         """See `MemoryStore.verify`."""
@@ -233,6 +238,14 @@ def _fill(vault: Vault, database: Database, keys: StoreKeys, *, slot: SlotRow, i
 
 def _readable(path: Path) -> Database:
     """A connection that changes nothing."""
+    header = Database(path, mode="immutable")
+    try:
+        # First without a lock or a log, which beside a foreign database in write-ahead mode would leave files of ours.
+        # What is read here is written once, when a store is made.
+        with header.read() as connection:
+            tables.check_application(connection)
+    finally:
+        header.close()
     database = Database(path, mode="ro")
     try:
         with database.read() as connection:
@@ -248,17 +261,25 @@ def _readable(path: Path) -> Database:
     return Database(path, mode="immutable")
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise storage_error(error, path) from None
+
+
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
 def _writable(path: Path, *, else_mode: str) -> Database:
     database = Database(path, mode="rw")
     try:
-        database.pragma("PRAGMA user_version")
+        with database.write():
+            pass  # Where only the folder cannot be written, opening and reading are no proof.
     except StorageError as error:
         database.close()
         if else_mode == "rw" or (not isinstance(error, ReadOnlyStoreError) and error.evidence.get("sqlite") != 14):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memlayer.envelope import pad, unpad
-from memlayer.errors import FormatTooNewError, StoreDamagedError
+from memlayer.errors import FormatTooNewError, LimitExceededError, StoreDamagedError
 from memlayer.records import Memory, from_microseconds, to_microseconds
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ _SOURCES = {"u": "user", "a": "assistant", "t": "tool", "d": "document", "i": "i
 _ROLE_CODES = {role: code for code, role in _ROLES.items()}
 _SOURCE_CODES = {source: code for code, source in _SOURCES.items()}
 _TYPES = {"a": int, "c": int, "i": str, "m": dict, "o": str, "r": str, "s": str, "t": str, "w": str, "x": int}
+
+MAX_PARTS = 4096
+"""How many vectors a memory may have: the longest text in parts of 254 word pieces has about a thousand."""
 
 _LAYOUT = 1
 _FLOAT32 = 1
@@ -102,6 +105,11 @@ def decode_turn(padded: bytes, *, memory_id: bytes) -> tuple[Memory, str | None]
 def encode_vectors(vectors: NDArray[np.float32]) -> bytes:
     """The content of a vector field: `(parts, dimensions)`; one row is the turn's own, several are its parts."""
     count, dimensions = vectors.shape
+    if count > MAX_PARTS:
+        raise LimitExceededError(
+            f"the embedder splits this text into {count} parts, over {MAX_PARTS}; split it into several turns",
+            limit=MAX_PARTS,
+        )
     return _HEAD.pack(_LAYOUT, dimensions, count) + _entries(count) + vectors.astype("<f4").tobytes()
 
 
@@ -118,7 +126,7 @@ def decode_vectors(encoded: bytes) -> NDArray[np.float32]:
     body = _HEAD.size + count * _ENTRY.size
     if layout != _LAYOUT:
         raise FormatTooNewError("a vector field has a layout that this memlayer does not know", layout=layout)
-    if not count or not dimensions or len(encoded) != body + count * dimensions * 4:
+    if not 1 <= count <= MAX_PARTS or not dimensions or len(encoded) != body + count * dimensions * 4:
         raise StoreDamagedError("a vector field has the wrong size")
     entries = encoded[_HEAD.size : body]
     if entries != _entries(count):

@@ -33,7 +33,7 @@ def render(memories: Sequence[Memory], *, max_tokens: int) -> str:
     """The block for these memories, best first, as many as fit; "" when none does.
 
     Args:
-        memories: best first; the weakest are left out first, whole, and those that stay are put in order of time.
+        memories: best first; what no longer fits is left out whole, and those that stay are put in order of time.
         max_tokens: the budget, estimated at three bytes of UTF-8 a token: more than English needs, and about what
             other scripts do.
     """

@@ -241,7 +241,8 @@ class Turn(_Value):
         return None if metadata is None else valid_metadata(metadata)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        return f"Turn(role={self.role!r}, {len(self.text)} characters)"
+        # By the dict: an error reporter may show one that is only half made.
+        return f"Turn(role={self.__dict__.get('role')!r}, {len(self.__dict__.get('text', ''))} characters)"
 
     __str__ = __repr__
 
@@ -274,7 +275,9 @@ class Memory(_Value):
     written: datetime
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(id={self.id[:8]!r}, source={self.source!r}, {len(self.text)} characters)"
+        known = self.__dict__
+        id_, source, text = known.get("id", ""), known.get("source"), known.get("text", "")
+        return f"{type(self).__name__}(id={id_[:8]!r}, source={source!r}, {len(text)} characters)"
 
     __str__ = __repr__
 

@@ -21,15 +21,15 @@ class ErasureReceipt(_Report):
         store: the store's id, 32 hex digits.
         user: the user's reference in the store, 32 hex digits; it says nothing about the user id without the key.
         memories: how many there were.
-        log_emptied: whether the write-ahead log was emptied too, so that no file of the store holds a byte of them;
-            False when another process was reading all the while, and then the next checkpoint does it.
+        files_clean: whether the file was written anew and the write-ahead log emptied, so that no file of the store
+            holds a byte of them; False when another process was in the way, or the disk full: then erase again.
     """
 
     at: datetime
     store: str
     user: str
     memories: int
-    log_emptied: bool
+    files_clean: bool
 
 
 class ImportReport(_Report):

@@ -179,10 +179,6 @@ class MemoryStore:
             raise StoreClosedError("the store is closed; open it again")
         return self._parts
 
-    def _forked(self) -> None:
-        if self._parts is not None:
-            self._parts.forked()
-
 
 def _file(path: str | os.PathLike[str]) -> Path:
     """The absolute, resolved path that a path or an SQLite URL names."""
@@ -194,17 +190,31 @@ def _file(path: str | os.PathLike[str]) -> Path:
         text = rest.removeprefix("/")
     if text in ("", b"", ":memory:", b":memory:"):
         raise InvalidInputError("a store needs a file; for one that goes away, use a temporary folder")
-    return named(text).resolve()
+    try:
+        return named(text).resolve()
+    except (OSError, RuntimeError):
+        raise InvalidInputError("this path leads to itself") from None
 
 
-# In the child of a fork every store starts with connections, locks and indexes of its own.
+# A fork closes every store's connections first; in the child every store has connections, locks and indexes of its own.
 _open_stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
     for store in list(_open_stores):
-        store._forked()
+        if store._parts is not None:
+            store._parts.before_fork()
+
+
+def _after_fork(*, in_child: bool) -> None:
+    for store in list(_open_stores):
+        if store._parts is not None:
+            store._parts.after_fork(in_child=in_child)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=lambda: _after_fork(in_child=False),
+        after_in_child=lambda: _after_fork(in_child=True),
+    )

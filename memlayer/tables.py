@@ -192,6 +192,13 @@ def make_schema(connection: Connection) -> None:
     change(connection, sa.text(f"PRAGMA user_version = {migrations.FORMAT}"))
 
 
+def check_application(connection: Connection) -> None:
+    """Raises `NotAStoreError` unless the database says in its header that it is a memlayer store."""
+    ((application_id,),) = fetch(connection, sa.text("PRAGMA application_id"))
+    if application_id != migrations.APPLICATION_ID:
+        raise NotAStoreError("the file is no memlayer store; it was left as it is")
+
+
 def check_schema(connection: Connection) -> None:
     """Raises unless the database has exactly the schema of the migrations: nothing else may stand in a store's file.
 
@@ -200,10 +207,8 @@ def check_schema(connection: Connection) -> None:
         FormatTooNewError: of a later memlayer.
         StoreDamagedError: a table, index, view or trigger that is not ours, or ours in other words.
     """
-    ((application_id,),) = fetch(connection, sa.text("PRAGMA application_id"))
+    check_application(connection)
     ((version,),) = fetch(connection, sa.text("PRAGMA user_version"))
-    if application_id != migrations.APPLICATION_ID:
-        raise NotAStoreError("the file is no memlayer store; it was left as it is")
     if version != migrations.FORMAT:
         raise FormatTooNewError("this store has a schema that this memlayer does not know", version=version)
     found = set(fetch(connection, sa.text("SELECT type, tbl_name, sql FROM sqlite_schema")))

@@ -493,8 +493,8 @@ def test_erase_asks_for_the_users_name(run, store, at_terminal):
 def test_the_receipt_as_json(run, store):
     """The receipt has the time, the store, the user's reference and how many memories went."""
     receipt = document(run("erase", "--user", "marie", "--yes", "--json"))
-    assert set(receipt) == {"at", "store", "user", "memories", "log_emptied"}
-    assert (receipt["memories"], receipt["log_emptied"]) == (3, True)
+    assert set(receipt) == {"at", "store", "user", "memories", "files_clean"}
+    assert (receipt["memories"], receipt["files_clean"]) == (3, True)
     assert document(run("info", "--json"))["users"] == 2
 
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -239,7 +241,9 @@ def test_a_reader_in_the_middle_prevents_a_checkpoint(database):
     with another(database, "BEGIN"):
         with database.write() as connection:
             add(connection, "a")
+        began = time.monotonic()
         assert database.checkpoint(patience=0.05) is False
+        assert time.monotonic() - began < module.BUSY_TIMEOUT_SECONDS / 2
         assert log_of(database) > 0
     assert database.checkpoint(patience=0.05) is True
 
@@ -301,19 +305,45 @@ def test_a_closed_database_says_so(database):
         database.checkpoint()
     with pytest.raises(StoreClosedError):
         database.vacuum_into(database.path.with_name("copy.db"))
-    database.forked()
+    database.before_fork()
+    database.after_fork(in_child=True)
 
 
-def test_after_a_fork_there_are_other_connections(database):
-    """`forked` leaves the parent's connections open and takes new ones; an interrupted writer's queue is free."""
-    with database.read() as inherited:
-        before = fetch(inherited, COUNT)
-        database._writing.acquire()
-        database.forked()
-        with database.write() as connection:
-            add(connection, "a")
-        assert fetch(inherited, COUNT) == before
+def test_a_fork_finds_no_connection_open(database):
+    """Before a fork the idle connections are closed, calls of other threads wait for its end, and then go on."""
+    with database.write() as connection:
+        add(connection, "a")
+    database.before_fork()
+    assert [file.name for file in database.path.parent.iterdir()] == ["store.db"]  # the log went with the last one
+    waiting = threading.Thread(target=lambda: count(database))
+    waiting.start()
+    assert waiting.is_alive()
+    database.after_fork(in_child=False)
+    waiting.join()
     assert count(database) == 1
+
+
+def test_a_child_has_locks_of_its_own(database):
+    """A child goes on although a thread that it does not have was queueing to write."""
+    database._writing.acquire()
+    database.before_fork()
+    database.after_fork(in_child=True)
+    with database.write() as connection:
+        add(connection, "a")
+    assert count(database) == 1
+
+
+def test_a_fork_in_the_middle_of_a_call_leaves_the_child_without_the_store(database):
+    """Who forks inside of a transaction goes on with it in the parent; the child is told to open the store itself."""
+    with database.read() as connection:
+        fetch(connection, COUNT)
+        database.before_fork()
+        database.after_fork(in_child=False)
+        assert fetch(connection, COUNT) == fetch(connection, COUNT)
+        database.before_fork()
+        database.after_fork(in_child=True)
+    with pytest.raises(StoreClosedError), database.read():
+        pass
 
 
 FORKING = """
@@ -327,9 +357,10 @@ def add(name):
     with database.write() as connection:
         change(connection, sa.text(f"INSERT INTO things VALUES ('{name}', x'')"))
 add("before")
+database.before_fork()
 child = os.fork()
+database.after_fork(in_child=not child)
 if not child:
-    database.forked()
     for number in range(20):
         add(f"child {number}")
     database.close()

@@ -182,6 +182,13 @@ def test_an_attribute_of_another_width_has_no_place(name, size):
         replace(PLACE, **{name: value[:size] if size < 0 else value + b"\0"}).associated_data()
 
 
+@pytest.mark.parametrize("changes", [{"epoch": 65_536}, {"epoch": -1}, {"version": 2**64}, {"version": -1}], ids=str)
+def test_a_number_out_of_range_has_no_place(changes):
+    """What a damaged row can name, and no store ever wrote, is damage."""
+    with pytest.raises(StoreDamagedError):
+        replace(PLACE, **changes).associated_data()
+
+
 def test_the_fields_keep_their_numbers():
     """The numbers are part of the format, and none is used twice."""
     assert {field.name: field.value for field in Field} == {

@@ -199,15 +199,15 @@ def small(tmp_path):
     return path, path.read_bytes()
 
 
-def test_every_flipped_bit_is_refused(small):
-    """Of a small export no bit can be changed: of the header neither, though there one bit of a byte is tried."""
+def test_a_flipped_bit_in_any_byte_is_refused(small):
+    """Of a small export no byte can be changed: of the header the lowest bit is tried, behind it each in turn."""
     path, content = small
     for position in range(len(content)):
-        for bit in range(1 if position < HEADER else 8):  # the higher bits of the cost would take a gigabyte
-            changed = bytearray(content)
-            changed[position] ^= 1 << bit
-            error = error_of(path, changed)
-            assert isinstance(error, ExportDamagedError | WrongKeyError | FormatTooNewError), position
+        changed = bytearray(content)
+        # The higher bits of the cost would take a gigabyte.
+        changed[position] ^= 1 if position < HEADER else 1 << position % 8
+        error = error_of(path, changed)
+        assert isinstance(error, ExportDamagedError | WrongKeyError | FormatTooNewError), position
 
 
 def test_every_cut_is_refused(small):

@@ -322,6 +322,8 @@ def test_a_store_that_is_gone_is_not_replaced_silently(make, store):
     folder = make(store).file.parent
     refuse_missing(folder, store)
     make(store).note(7, (5, seal(5)))
+    refuse_missing(folder, store)
+    store.unlink()
     refuse_missing(folder, store.with_name("another.db"))
     with pytest.raises(StoreMissingError) as caught:
         refuse_missing(folder, store)

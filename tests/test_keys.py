@@ -334,6 +334,14 @@ def test_a_user_opens_again():
     assert store.new_user(uref=UREF)[0].epoch == 1
 
 
+def test_every_user_has_a_key_of_its_own():
+    """Two new users, or one user made twice, share no key: neither commitments nor ids nor sums agree."""
+    store = new_store()
+    made = [store.new_user(uref=UREF)[0] for _ in range(2)]
+    for values in zip(*((user.commitment, user.set_key, user.memory_id("x")) for user in made), strict=True):
+        assert len(set(values)) == 2
+
+
 def test_a_users_row_is_the_users():
     """A data key that was moved to another user, epoch or store, or that the row is not committed to, is damage."""
     store = new_store()

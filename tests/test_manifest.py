@@ -90,6 +90,13 @@ def test_a_longer_id_is_no_element_of_the_shorter(longer):
         pass
 
 
+@pytest.mark.parametrize("changes", [{"embedder_no": 2**32}, {"embedder_no": 2**63 - 1}, {"epoch": 2**16}], ids=str)
+def test_a_number_out_of_range_is_no_element(changes):
+    """What a damaged row can name, and no store ever wrote, is damage."""
+    with pytest.raises(StoreDamagedError):
+        record_element(KEY, **{**RECORD, **changes})
+
+
 @pytest.mark.parametrize(
     ("uref", "bucket"),
     [

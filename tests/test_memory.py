@@ -529,7 +529,7 @@ def test_an_erased_user_is_an_empty_one(store, chat):
     """erase leaves nothing of the user, and the same user begins anew with another key."""
     store.user("bob").remember("bob stays")
     receipt = chat.erase()
-    assert (receipt.memories, receipt.log_emptied, len(receipt.user)) == (6, True, 32)
+    assert (receipt.memories, receipt.files_clean, len(receipt.user)) == (6, True, 32)
     assert (len(chat), list(chat.recall("peanuts")), list(chat.history()), chat.sessions()) == (0, [], [], [])
     assert store.count_users() == 1
     chat.remember("a new beginning", id="n")

@@ -339,7 +339,7 @@ def test_a_value_does_not_show_what_was_said_to_rich(value):
     [Turn(text="hi"), memory(), memory(Hit, score=0.5), Session(id="s", first=NOON, last=NOON, count=1),
      ImportReport(added=1, kept=0), VerifyReport(users=1, memories=1, buckets=1, pages=1),
      KeySlotInfo(slot=1, kind="key", used=True),
-     ErasureReceipt(at=NOON, store="s", user="u", memories=1, log_emptied=True)],
+     ErasureReceipt(at=NOON, store="s", user="u", memories=1, files_clean=True)],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_values_are_frozen(value):

@@ -231,10 +231,10 @@ def erase(
         return
     say(f"Erased {receipt.memories} memories at {receipt.at:%Y-%m-%d %H:%M:%S} UTC")
     say(f"Store {receipt.store}, user reference {receipt.user}")
-    if receipt.log_emptied:
+    if receipt.files_clean:
         say("No file of the store holds a byte of them.")
     else:
-        say("The write-ahead log is still in use by another process; it is emptied with the next checkpoint.")
+        say("Sealed bytes are still in the files, because another process is reading them; erase again later.")
 
 
 def _standard_input() -> str:

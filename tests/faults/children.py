@@ -117,7 +117,7 @@ class Child:
 
     def has_sent(self) -> bool:
         """Whether a message, or the end, can be received without waiting."""
-        return bool(self._link._received) or bool(select.select([self._process.stdout], [], [], 0)[0])
+        return bool(self._link._received or select.select([self._link._reading], [], [], 0)[0])
 
     def finish(self) -> list[Any]:
         """Waits for the end, which must be a good one; what was sent until then."""

@@ -33,7 +33,7 @@ SILENT = "SILENT CHANGE"
 
 
 def make_store(path: Path) -> None:
-    """A small store of two users: short texts, a long one, metadata, own ids, sessions; some updated, some forgotten."""
+    """A small store of two users: short texts, a long one, metadata, own ids, sessions, updates, a forgotten one."""
     with MemoryStore.open(path, keys=RawKey(KEY), embedder=EMBEDDER) as store:
         fill(store)
 

@@ -21,7 +21,7 @@ from memlayer.testing import HashingEmbedder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from memlayer import UserMemory
+    from memlayer.memory import UserMemory
     from tests.faults.children import Link
 
 KEY = bytes(range(32))
@@ -33,9 +33,16 @@ def open_store(path: str) -> MemoryStore:
     return MemoryStore.open(path, keys=RawKey(KEY), embedder=HashingEmbedder(32))
 
 
-def nursery(link: Link) -> None:
+def nursery(link: Link, *, warm: str) -> None:
     """Forks the processes that the test asks for, one at a time: `["write", path, seed]`, to be killed at a random
-    moment, or `["check", path, expected]`. Ends when the link does."""
+    moment, or `["check", path, verify]`. Ends when the link does.
+
+    Args:
+        warm: for a store that is opened and closed once, so that the forks have nothing left to import.
+    """
+    with open_store(warm) as store:
+        store.user(USERS[0]).remember(text("1"))
+        store.user(USERS[0]).history()
     while True:
         try:
             order, *arguments = link.receive()
@@ -110,11 +117,11 @@ def _plan(rng: random.Random, name: str, known: list[str], new: str) -> list[str
         return [kind, name]
     if kind == "backup":
         return [kind, name, new]
-    id = rng.choice(known)
+    target = rng.choice(known)
     if kind == "forget":
-        known.remove(id)
-        return [kind, name, id]
-    return [kind, name, id, new]
+        known.remove(target)
+        return [kind, name, target]
+    return [kind, name, target, new]
 
 
 def _do(operation: list[str], user: UserMemory, store: MemoryStore, path: str) -> None:
@@ -122,7 +129,7 @@ def _do(operation: list[str], user: UserMemory, store: MemoryStore, path: str) -
     if kind == "remember":
         user.remember(text(ids[0]), id=ids[0])
     elif kind == "remember_many":
-        user.remember_many([Turn(text=text(id), id=id) for id in ids])
+        user.remember_many([Turn(text=text(own_id), id=own_id) for own_id in ids])
     elif kind == "update":
         user.update(ids[0], text=text(ids[1]))
     elif kind == "forget":

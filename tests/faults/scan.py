@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memlayer import MemoryStore, Turn
+from memlayer import MemoryStore, RawKey, Turn
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
@@ -204,20 +204,41 @@ def write_turns(link: Link, *, folder: str, count: int) -> None:
             link.send({"written": start + 20})
         rng = random.Random(1)
         for user in (0, 1):
-            for id in rng.sample(ids[user], count // 40):
-                users[user].update(id, text=f"{MARKERS['updated text']} {id} {' '.join(rng.choices(_WORDS, k=40))}")
+            for chosen in rng.sample(ids[user], count // 40):
+                users[user].update(chosen, text=f"{MARKERS['updated text']} {' '.join(rng.choices(_WORDS, k=40))}")
             users[user].recall(text(0), k=50, where={"n": {"$gte": 10}})
         users[0].export(path / "alice.export", passphrase=EXPORT_PASSPHRASE)
         store.backup(path / "backup.db")
         _pause(link, "before forget")
         # Scattered ones, so that their neighbours stay, and a whole session.
-        forgotten = sum(users[0].forget(id) for id in rng.sample(ids[0], count // 20))
+        forgotten = sum(users[0].forget(chosen) for chosen in rng.sample(ids[0], count // 20))
         forgotten += users[1].forget(session=f"{MARKERS['session']} 3")
         link.send({"forgotten": forgotten})
         _pause(link, "after forget")
         receipt = users[1].erase()
-        link.send({"erased": receipt.memories, "log emptied": receipt.log_emptied})
+        link.send({"erased": receipt.memories, "log emptied": receipt.files_clean})
         _pause(link, "after erase")
+
+
+CHURN_SEED = 2
+CHURN_STEPS = 120
+
+
+def churn(link: Link, *, path: str) -> None:
+    """Remembers texts of very different lengths and forgets some of them, one at a time, with a pause around each."""
+    rng = random.Random(CHURN_SEED)
+    with MemoryStore.open(path, keys=RawKey(bytes(32)), embedder=HashingEmbedder(16)) as store:
+        user, ids = store.user("alice"), list[str]()
+        for _ in range(CHURN_STEPS):
+            if rng.random() < 0.5 or not ids:
+                texts = ["x" * int(2 ** rng.uniform(1, 14)) for _ in range(rng.randrange(1, 6))]
+                ids += [memory.id for memory in user.remember_many([Turn(text=text) for text in texts])]
+            else:
+                chosen = ids.pop(rng.randrange(len(ids)))
+                _pause(link, chosen)
+                user.forget(chosen)
+                _pause(link, "forgotten")
+    link.send("end")
 
 
 def _pause(link: Link, where: str) -> None:

@@ -100,9 +100,10 @@ def _swap(connection: Any, table: str, columns: list[str], one: int, other: int)
         connection.execute(f"UPDATE {table} SET {settings} WHERE rowid = ?", (*values, rowid))
 
 
-def _put(connection: Any, table: str, rows: Rows) -> None:
+def _put(connection: Any, table: str, rows: Rows) -> object:
     for row in rows:
         connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    return connection
 
 
 def _delete_user(connection: Any, name: str, *tables: str) -> None:
@@ -127,6 +128,13 @@ def _copy_record(connection: Any, **changes: Any) -> None:
     _put(connection, "records", [tuple((values | changes).values())])
 
 
+def _copy_user(connection: Any, uref: str) -> None:
+    connection.execute(
+        f"INSERT INTO users SELECT CAST({uref} AS BLOB), sk_epoch, dek_epoch, commitment, generation, data_key, "
+        "manifest, profile FROM users"
+    )
+
+
 def _old_user(connection: Any, old: Old, *tables: str) -> None:
     uref = _of(connection, "alice")
     bucket = int.from_bytes(uref[:2]) >> 4
@@ -137,8 +145,8 @@ def _old_user(connection: Any, old: Old, *tables: str) -> None:
         _put(connection, table, [row for row in old.rows[table] if row[0] == key])
 
 
-def _old_slot(connection: Any, old: Old) -> None:
-    _put(connection, "key_slots", old.rows["key_slots"])
+def _old_slot(connection: Any, old: Old) -> object:
+    return _put(connection, "key_slots", old.rows["key_slots"])
 
 
 _SEALED_TEXT = ["text", "text_version", "changed"]
@@ -165,7 +173,6 @@ OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
     "copy a record under another id": lambda c, _: _copy_record(c, memory_id=os.urandom(16)),
     "copy a record under another id and place": lambda c, _: _copy_record(c, memory_id=os.urandom(16), seq=99),
     "copy a record to another user": lambda c, _: _copy_record(c, uref=_of(c, "bob")),
-    "copy a record to nobody": lambda c, _: _copy_record(c, uref=os.urandom(16)),
     "cut texts short": lambda c, _: c.execute("UPDATE records SET text = substr(text, 1, length(text) - 1)"),
     "cut texts to nothing": lambda c, _: c.execute("UPDATE records SET text = x''"),
     "make vectors longer": lambda c, _: c.execute("UPDATE records SET vector = CAST(vector || x'00' AS BLOB)"),
@@ -189,10 +196,7 @@ OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
                                                       "manifest", "profile"], 1, 2),
     "swap the buckets": lambda c, _: _swap(c, "directory", ["sealed"], 1, 2),
     "copy a bucket": lambda c, _: c.execute("INSERT INTO directory SELECT (bucket + 1) % 4096, sealed FROM directory"),
-    "copy a user": lambda c, _: c.execute(
-        "INSERT INTO users SELECT randomblob(16), sk_epoch, dek_epoch, commitment, generation, data_key, manifest, "
-        "profile FROM users"
-    ),
+    "copy a user within the bucket": lambda c, _: _copy_user(c, "substr(uref, 1, 2) || randomblob(14)"),
     "put back a removed key slot": _old_slot,
     "put back a removed key slot and the old manifest": lambda c, old: [
         _old_slot(c, old),
@@ -211,8 +215,14 @@ OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
     "copy the embedder": lambda c, _: c.execute("INSERT INTO embedders SELECT embedder_no + 1, sealed FROM embedders"),
 }  # fmt: skip
 
-ITEM = "INSERT INTO items SELECT uref, 1, randomblob(16), 1, 1, randomblob(64) FROM users LIMIT 1"
-"""Nothing reads items yet; `verify` counts them."""
+# What belongs to nobody is read by nobody but `verify`.
+STOWAWAYS: dict[str, Callable[[Any, Old], object]] = {
+    "an item": lambda c, _: c.execute(
+        "INSERT INTO items SELECT uref, 1, randomblob(16), 1, 1, randomblob(64) FROM users LIMIT 1"
+    ),
+    "a record of nobody": lambda c, _: _copy_record(c, uref=os.urandom(16)),
+    "a user in an empty bucket": lambda c, _: _copy_user(c, "randomblob(16)"),
+}
 
 
 def _columns() -> dict[str, list[tuple[str, str]]]:
@@ -235,7 +245,7 @@ def column_operations() -> dict[str, str]:
             continue  # It is empty.
         for name, kind in columns:
             first = f"WHERE rowid = (SELECT min(rowid) FROM {table})"
-            values = {"another type": f"CAST({name} AS TEXT)", "nothing": "x''"}
+            values = {"another type": f"'x' || {name}", "nothing": "x''"}
             if kind == "BIGINT":
                 values |= {"one more": f"{name} + 1", "negative": f"-1 - {name}", "huge": "9223372036854775807",
                            "a number with a point": "0.5"}  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlcipher3 import dbapi2
 
 from memlayer import MemoryStore, RawKey, StoreDamagedError
 from tests.faults import flips
@@ -94,8 +95,6 @@ def test_flipping_can_see_a_silent_change(fast: Path) -> None:
 @pytest.mark.parametrize("target", ["text", "vector"])
 def test_flipping_reaches_what_is_sealed(fast: Path, target: str) -> None:
     """A flip inside of a sealed field is an error that says that the field does not authenticate."""
-    from sqlcipher3 import dbapi2
-
     store = fast / "store.db"
     flips.make_store(store)
     connection = dbapi2.connect(str(store))
@@ -130,9 +129,7 @@ def test_flips_through_the_front_door(fast: Path, home: Path, record_property) -
     store = fast / "store.db"
     flips.make_store(store)
     damages = [("flip", "", bit) for bit in _spread(PUBLIC, store.stat().st_size * 8)]
-    outcomes = _damage(
-        Child(flips.damage_public, path=str(store), state=str(home), damages=damages), record_property
-    )
+    outcomes = _damage(Child(flips.damage_public, path=str(store), state=str(home), damages=damages), record_property)
     assert sum(outcomes.values()) == PUBLIC
     assert len(outcomes) > 1
 
@@ -142,9 +139,7 @@ def test_cuts_through_the_front_door(fast: Path, home: Path, record_property) ->
     store = fast / "store.db"
     flips.make_store(store)
     damages = [("cut", "", size) for size in _spread(PUBLIC // 2, store.stat().st_size)]
-    outcomes = _damage(
-        Child(flips.damage_public, path=str(store), state=str(home), damages=damages), record_property
-    )
+    outcomes = _damage(Child(flips.damage_public, path=str(store), state=str(home), damages=damages), record_property)
     assert outcomes[flips.IDENTICAL] == 0
 
 
@@ -158,7 +153,5 @@ def test_a_damaged_log_is_a_rollback(fast: Path, home: Path, kind: str, record_p
     size = store.with_name("store.db-wal").stat().st_size
     places = _spread(PUBLIC, size * 8) if kind == "flip" else _spread(PUBLIC // 2, size)
     damages = [(kind, "-wal", place) for place in places]
-    outcomes = _damage(
-        Child(flips.damage_public, path=str(store), state=str(home), damages=damages), record_property
-    )
+    outcomes = _damage(Child(flips.damage_public, path=str(store), state=str(home), damages=damages), record_property)
     assert outcomes["RollbackDetectedError"] > 0

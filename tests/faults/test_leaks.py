@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from sqlcipher3 import dbapi2
 
 from memlayer import KeyFile, MemlayerError, MemoryStore, Passphrase, RawKey, RecoveryKey, Turn
 from memlayer.envelope import Cipher
@@ -127,7 +128,7 @@ def _misuses(store: MemoryStore, folder: Path) -> list[Callable[[], object]]:
         lambda: user.remember_many([Turn(text=TEXT), CANARY]),  # type: ignore[list-item]
         lambda: user.remember_many([Turn(text=TEXT)], embeddings=np.full((1, 32), np.nan, np.float32)),
         lambda: user.remember_many([Turn(text=TEXT, id="a"), Turn(text=TEXT + "!", id="a")]),
-        lambda: Turn(text=TEXT, nonsense=CANARY),
+        lambda: Turn(text=TEXT, nonsense=CANARY),  # type: ignore[call-arg]
         lambda: user.recall(TEXT, where={CANARY: {"$near": CANARY}}),
         lambda: user.recall(TEXT, where={CANARY: {"$in": CANARY}}),
         lambda: user.recall(TEXT, where=CANARY),  # type: ignore[arg-type]
@@ -185,8 +186,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def test_damage_repeats_nothing(store: MemoryStore, tmp_path: Path) -> None:
     """The error for a row that was changed under an open store holds nothing of the row and of its user."""
-    from sqlcipher3 import dbapi2
-
     connection = dbapi2.connect(str(store.path), isolation_level=None)
     connection.execute("UPDATE users SET manifest = randomblob(106)")
     connection.close()
@@ -207,9 +206,7 @@ def _locals(error: BaseException) -> Iterator[Any]:
         seen = seen.__cause__ or seen.__context__
 
 
-def test_a_reporter_that_captures_locals_gets_no_key(
-    store: MemoryStore, tmp_path: Path, record_property: Any
-) -> None:
+def test_a_reporter_that_captures_locals_gets_no_key(store: MemoryStore, tmp_path: Path, record_property: Any) -> None:
     """No local variable of any frame that an error passed through shows a key, whatever else a reporter would send.
 
     A text is one: it is an argument of the caller's own call, and of memlayer's functions below. How many of these
@@ -262,7 +259,9 @@ def test_no_log_record_holds_a_secret(tmp_path: Path, caplog: pytest.LogCaptureF
         _errors(store, tmp_path / "..")
         user.erase()
     os.unlink(tmp_path / ".." / "export")
-    text = "\n".join(f"{record.name} {record.getMessage()} {record.exc_info} {record.args}" for record in caplog.records)
+    text = "\n".join(
+        f"{record.name} {record.getMessage()} {record.exc_info} {record.args}" for record in caplog.records
+    )
     assert _secrets_in(text) == []
     # The loggers were on: SQLAlchemy told every statement.
     assert "INSERT INTO records" in text

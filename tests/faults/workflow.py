@@ -1,0 +1,215 @@
+"""All that two users can do with one store, step by step, beside somebody who may meddle with its SQL.
+
+Each step asserts that its own answer is right. What it changes is told by the function that it returns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memlayer import MemlayerError, MemoryStore, NotFoundError, RawKey, StoreDamagedError, Turn
+from memlayer.testing import HashingEmbedder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.faults.mutants import Meddler
+
+PASSPHRASE = "correct horse battery staple"
+USERS = ("alice", "bob")
+
+
+def open_store(path: Path) -> MemoryStore:
+    """The store under test."""
+    return MemoryStore.open(path, keys=RawKey(bytes(32)), embedder=HashingEmbedder(32))
+
+
+class World:
+    """Two users of one store, and what they must have. A step changes the latter only when it has succeeded."""
+
+    def __init__(self, folder: Path, meddler: Meddler) -> None:
+        self.path = folder / "store.db"
+        self.folder = folder
+        self.meddler = meddler
+        self.texts: dict[str, dict[str, str]] = {name: {} for name in USERS}
+        self.errors: list[str] = []
+        with open_store(self.path) as store:
+            # So that both have rows of every kind, in two buckets, before anything is meddled with.
+            for name in USERS:
+                for number in range(3):
+                    memory = store.user(name).remember(f"{name} says {number}", id=f"{number}", session="s0")
+                    self.texts[name][memory.id] = memory.text
+        with meddler.at_work():
+            try:
+                self.store = open_store(self.path)
+            except MemlayerError as error:
+                self.errors.append(f"open: {type(error).__name__}")
+                self.store = None  # type: ignore[assignment]
+
+    def run(self) -> None:
+        """All steps, each looked at from outside."""
+        if self.store is None:
+            self.look("open")
+            return
+        for step in STEPS:
+            applied = self.meddler.applied
+            self.meddler.step = step.__name__
+            if self._is_spared(step):
+                continue
+            try:
+                with self.meddler.at_work():
+                    change = step(self)
+            except (StoreDamagedError, NotFoundError) as error:
+                self.errors.append(f"{step.__name__}: {type(error).__name__}")
+            else:
+                if change is not None:
+                    change()
+            if self.meddler.applied > applied or step is STEPS[-1]:
+                self.look(step.__name__)
+        self.store.close()
+
+    def _is_spared(self, step: Callable[[World], Any]) -> bool:
+        """`verify` takes half a second and changes nothing: it is left out where it does not run the statement."""
+        mutant = self.meddler.mutant
+        return step is verifies and mutant is not None and step.__name__ not in self.meddler.seen[mutant.statement]
+
+    def look(self, step: str) -> None:
+        """What both users have, read by somebody who meddles with nothing."""
+        with open_store(self.path) as clean:
+            for name in USERS:
+                found = {turn.id: turn.text for turn in clean.user(name).history(limit=1_000)}
+                assert found == self.texts[name], f"{name} after {step}"
+
+    def has(self, name: str, found: dict[str, str]) -> None:
+        """Asserts that a step's own answer is right."""
+        assert found == self.texts[name], f"the answer to {name}"
+
+
+def _remember(world: World, name: str, **arguments: Any) -> Callable[[], object]:
+    memory = world.store.user(name).remember(f"{name} says {arguments}", **arguments)
+    return lambda: world.texts[name].__setitem__(memory.id, memory.text)
+
+
+def remembers(world: World) -> Any:
+    return _remember(world, "alice")
+
+
+def remembers_with_an_id(world: World) -> Any:
+    return _remember(world, "bob", id="own")
+
+
+def remembers_it_again(world: World) -> Any:
+    return _remember(world, "bob", id="own")
+
+
+def replaces(world: World) -> Any:
+    return _remember(world, "alice", id="1", metadata={"n": 1}, replace=True)
+
+
+def remembers_many(world: World) -> Any:
+    turns = [Turn(text=f"bob says many things {number}", session="s2", id=f"many {number}") for number in range(3)]
+    memories = world.store.user("bob").remember_many(turns)
+    return lambda: world.texts["bob"].update({memory.id: memory.text for memory in memories})
+
+
+def updates(world: World) -> Any:
+    world.store.user("alice").update("0", metadata={"n": 2})
+
+
+def updates_the_text(world: World) -> Any:
+    memory = world.store.user("bob").update("0", text="bob says something else")
+    return lambda: world.texts["bob"].update({"0": memory.text})
+
+
+def recalls(world: World) -> None:
+    for name in USERS:
+        hits = world.store.user(name).recall("says", k=1_000)
+        world.has(name, {hit.id: hit.text for hit in hits})
+
+
+def lists(world: World) -> None:
+    for name in USERS:
+        user = world.store.user(name)
+        world.has(name, {turn.id: turn.text for turn in user.history(limit=1_000)})
+        assert user.count() == len(world.texts[name])
+        assert all(session.id in ("s0", "s2") for session in user.sessions())
+
+
+def gets(world: World) -> None:
+    for name in USERS:
+        assert world.store.user(name).get("2").text == world.texts[name]["2"]
+
+
+def somebody_else_writes(world: World) -> None:
+    """Another process, that nobody meddles with; what the first one answers afterwards is seen by the next steps."""
+    world.meddler.active = False
+    with open_store(world.path) as other:
+        for name in USERS:
+            memory = other.user(name).remember(f"{name} says it elsewhere", id="elsewhere")
+            world.texts[name][memory.id] = memory.text
+
+
+def recalls_what_somebody_else_wrote(world: World) -> None:
+    recalls(world)
+
+
+def forgets_by_id(world: World) -> Any:
+    assert world.store.user("alice").forget("2") == 1
+    return lambda: world.texts["alice"].pop("2", None)
+
+
+def forgets_by_condition(world: World) -> Any:
+    count = world.store.user("bob").forget(session="s2", where={"n": {"$exists": False}})
+    assert count == sum(own_id.startswith("many") for own_id in world.texts["bob"])
+    return lambda: [world.texts["bob"].pop(f"many {number}", None) for number in range(3)]
+
+
+def exports_and_imports(world: World) -> Any:
+    alice = world.store.user("alice")
+    file = world.folder / "alice.export"
+    file.unlink(missing_ok=True)
+    exported = alice.export(file, passphrase=PASSPHRASE)
+    assert exported == len(world.texts["alice"])
+    assert alice.import_(file, passphrase=PASSPHRASE).kept == exported
+    with open_store(world.folder / "elsewhere.db") as elsewhere:
+        elsewhere.user("alice").import_(file, passphrase=PASSPHRASE)
+        world.has("alice", {turn.id: turn.text for turn in elsewhere.user("alice").history(limit=1_000)})
+
+
+def counts_users(world: World) -> None:
+    assert world.store.count_users() == sum(bool(texts) for texts in world.texts.values())
+
+
+def changes_keys(world: World) -> None:
+    slots = world.store.key_slots()
+    world.store.remove_key(world.store.add_key(RawKey(b"k" * 32)))
+    assert world.store.key_slots() == slots
+
+
+def backs_up(world: World) -> None:
+    copy = world.folder / "copy.db"
+    copy.unlink(missing_ok=True)
+    world.store.backup(copy)
+
+
+def verifies(world: World) -> None:
+    report = world.store.verify()
+    assert report.memories == sum(map(len, world.texts.values()))
+
+
+def erases(world: World) -> Any:
+    assert world.store.user("alice").erase().memories == len(world.texts["alice"])
+    return world.texts["alice"].clear
+
+
+def begins_anew(world: World) -> Any:
+    return _remember(world, "alice", id="anew")
+
+
+STEPS: list[Callable[[World], Any]] = [
+    recalls, lists, gets, remembers, remembers_with_an_id, remembers_it_again, replaces, remembers_many, updates,
+    updates_the_text, recalls, somebody_else_writes, recalls_what_somebody_else_wrote, lists, forgets_by_id,
+    forgets_by_condition, lists, exports_and_imports, counts_users, changes_keys, backs_up, verifies, erases, recalls,
+    begins_anew, lists,
+]  # fmt: skip
