@@ -194,7 +194,7 @@ class OpenStore:
 def _create(path: Path, source: KeySource, *, identity: EmbedderIdentity) -> None:
     for suffix in _LEFTOVERS:
         # An empty one holds nothing; opening a store read-only can leave one.
-        if _size(f"{path}{suffix}"):
+        if _has_content(path.with_name(path.name + suffix)):
             # SQLite would replay it into the new file.
             raise StoreMissingError(
                 f"there is no store at {path}, but its log {path.name}{suffix} is there: restore the store, "
@@ -244,6 +244,10 @@ def _readable(path: Path) -> Database:
         # What is read here is written once, when a store is made.
         with header.read() as connection:
             tables.check_application(connection)
+    except NotAStoreError:
+        raise
+    except StorageError:
+        pass  # Without its log the file of a store in use need not be whole; the ordinary way tells what it is.
     finally:
         header.close()
     database = Database(path, mode="ro")
@@ -251,12 +255,12 @@ def _readable(path: Path) -> Database:
         with database.read() as connection:
             tables.check_schema(connection)
         return database
-    except (ReadOnlyStoreError, StorageError) as error:
+    except StorageError as error:
         database.close()
         # On a file system that cannot be written not even the index of the log can be made. Without a log there is
         # nothing that reading without it could miss.
-        unwritable = error.evidence.get("sqlite") in (8, 14) and not _size(f"{path}-wal")
-        if not unwritable:
+        unwritable = error.evidence.get("sqlite") in (8, 14)
+        if not unwritable or _has_content(path.with_name(f"{path.name}-wal")):
             raise
     return Database(path, mode="immutable")
 
@@ -268,25 +272,35 @@ def _is_file(path: Path) -> bool:
         raise storage_error(error, path) from None
 
 
-def _size(path: str) -> int:
+def _has_content(file: Path) -> bool:
     try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
+        return file.stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        # Not told to be absent: what cannot be looked at may hold what was written last.
+        raise storage_error(error, file) from None
 
 
 def _writable(path: Path, *, else_mode: str) -> Database:
+    """A connection that writes, or where that cannot be one of `else_mode`."""
+    # Where only the folder cannot be written, SQLite opens, reads, and fails with the first write.
+    if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        return _read_only(path, mode=else_mode)
     database = Database(path, mode="rw")
     try:
-        with database.write():
-            pass  # Where only the folder cannot be written, opening and reading are no proof.
+        database.pragma("PRAGMA user_version")
     except StorageError as error:
         database.close()
-        if else_mode == "rw" or (not isinstance(error, ReadOnlyStoreError) and error.evidence.get("sqlite") != 14):
+        if not isinstance(error, ReadOnlyStoreError) and error.evidence.get("sqlite") != 14:
             raise
-        log.warning("the store %s cannot be written; memories can be recalled, not added", path)
-        return Database(path, mode=else_mode)
+        return _read_only(path, mode=else_mode)
     return database
+
+
+def _read_only(path: Path, *, mode: str) -> Database:
+    log.warning("the store %s cannot be written; memories can be recalled, not added", path)
+    return Database(path, mode=mode)
 
 
 def _unlock(database: Database, source: KeySource) -> tuple[StoreKeys, int]:
