@@ -75,18 +75,22 @@ _FAILURES: Mapping[int, tuple[type[StorageError], str]] = {
 }
 
 
-def fetch(connection: Connection, query: sa.Executable) -> Sequence[Any]:
-    """All rows of a query.
+def fetch(connection: Connection, query: sa.Executable, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
+    """All rows of a query, with these values bound.
 
     Raises:
         StorageError: every failure of the database is one. A damaged file makes the driver raise anything, from
             UnicodeDecodeError to errors of its own; what they say is not repeated, for it can hold bound values.
     """
     with _failures():
-        return connection.execute(query).fetchall()
+        return connection.execute(query, values).fetchall()
 
 
-def change(connection: Connection, statement: sa.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> int:
+def change(
+    connection: Connection,
+    statement: sa.Executable,
+    rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+) -> int:
     """Runs an INSERT, UPDATE or DELETE; how many rows it touched. Raises as `fetch` does."""
     with _failures():
         return connection.execute(statement, rows).rowcount

@@ -220,5 +220,6 @@ class StoreManifest:
         if len(encoded) != _STORE.size:
             raise StoreDamagedError("the store's manifest has the wrong size")
         generation, bits, slots = _STORE.unpack(encoded)
-        buckets = frozenset(bucket for bucket in range(BUCKETS) if bits[bucket >> 3] >> (bucket & 7) & 1)
+        used = [(at, byte) for at, byte in enumerate(bits) if byte]
+        buckets = frozenset(at << 3 | bit for at, byte in used for bit in range(8) if byte >> bit & 1)
         return cls(generation, buckets, slots)
