@@ -12,6 +12,7 @@ import random
 import signal
 import time
 import traceback
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def open_store(path: str) -> MemoryStore:
 
 def nursery(link: Link, *, warm: str) -> None:
     """Forks the processes that the test asks for, one at a time: `["write", path, seed]`, to be killed at a random
-    moment, or `["check", path, verify]`. Ends when the link does.
+    moment, or `["look", path]`. Sends the return code and what the process said. Ends when the link does.
 
     Args:
         warm: for a store that is opened and closed once, so that the forks have nothing left to import.
@@ -52,14 +53,16 @@ def nursery(link: Link, *, warm: str) -> None:
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            _in_child({"write": _write, "check": _check}[order], writing, arguments)
+            _in_child(_look if order == "look" else _write, writing, arguments)
         os.close(writing)
-        if order == "write":
-            _kill(pid, reading, random.Random(arguments[1]))
         with open(reading, "rb") as pipe:
-            lines = pipe.read()
+            said = b""
+            if order == "write":
+                said = b"".join(iter(pipe.readline, b"*\n"))
+                _kill(pid, random.Random(arguments[1]))
+            said += pipe.read()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        link.send([code, lines.decode()])
+        link.send([code, said.decode()])
 
 
 def _in_child(work: Callable[..., None], writing: int, arguments: list[Any]) -> None:
@@ -68,16 +71,37 @@ def _in_child(work: Callable[..., None], writing: int, arguments: list[Any]) -> 
         work(writing, *arguments)
         code = 0
     except BaseException as error:  # noqa: BLE001  the test reads it; nothing of the parent's may run on in here
-        os.write(writing, f"! {type(error).__name__}: {error}\n{traceback.format_exc()}\n".encode())
+        os.write(writing, f"! {type(error).__name__}: {error}\n{traceback.format_exc()}\n*\n".encode())
     finally:
         os._exit(code)
 
 
-def _kill(pid: int, reading: int, rng: random.Random) -> None:
-    """Sends SIGKILL 0.5 to 30 ms after the child has begun to write."""
-    assert os.read(reading, 2) == b"*\n"
+def _kill(pid: int, rng: random.Random) -> None:
+    """Sends SIGKILL 0.5 to 30 ms after the child's first write."""
     time.sleep(rng.uniform(0.0005, 0.030))
     os.kill(pid, signal.SIGKILL)
+
+
+def digest(text: str) -> str:
+    """What stands for a text in what a process says."""
+    return sha256(text.encode()).hexdigest()
+
+
+def _say_what_is_there(writing: int, store: MemoryStore) -> dict[str, list[str]]:
+    """A line for each memory; the ids, by user."""
+    ids = {}
+    with os.fdopen(os.dup(writing), "w") as out:
+        for name in USERS:
+            turns = store.user(name).history(limit=10_000)
+            ids[name] = [turn.id for turn in turns]
+            out.writelines(f"#\t{name}\t{turn.id}\t{digest(turn.text)}\n" for turn in turns)
+    return ids
+
+
+def _look(writing: int, path: str) -> None:
+    with open_store(path) as store:
+        store.verify()
+        _say_what_is_there(writing, store)
 
 
 # --- The writer ---
@@ -87,8 +111,7 @@ def _write(writing: int, path: str, seed: int) -> None:
     rng = random.Random(seed)
     store = open_store(path)
     users = {name: store.user(name) for name in USERS}
-    known = {name: [turn.id for turn in users[name].history(limit=10_000)] for name in USERS}
-    os.write(writing, b"*\n")
+    known = _say_what_is_there(writing, store)
     for step in range(10_000):  # It never comes so far.
         name = rng.choice(USERS)
         operation = _plan(rng, name, known[name], f"{seed}.{step}")
@@ -96,6 +119,8 @@ def _write(writing: int, path: str, seed: int) -> None:
         os.write(writing, f"?\t{line}\n".encode())
         _do(operation, users[name], store, path)
         os.write(writing, f"=\t{line}\n".encode())
+        if step == 0:
+            os.write(writing, b"*\n")  # From here on it may be killed.
 
 
 def _plan(rng: random.Random, name: str, known: list[str], new: str) -> list[str]:
@@ -143,16 +168,3 @@ def _do(operation: list[str], user: UserMemory, store: MemoryStore, path: str) -
 def text(name: str) -> str:
     """What is stored under an id, or as a change of it: of very different lengths."""
     return f"the text called {name} " + "and more " * (int(name.partition(".")[0]) * 7 % 400)
-
-
-# --- The check ---
-
-
-def _check(writing: int, path: str, verify: bool) -> None:
-    """Writes what is there: user, id and text, one a line."""
-    with open_store(path) as store:
-        if verify:
-            store.verify()
-        for name in USERS:
-            for turn in store.user(name).history(limit=10_000):
-                os.write(writing, f"{name}\t{turn.id}\t{turn.text}\n".encode())

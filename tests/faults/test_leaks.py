@@ -230,7 +230,6 @@ def _shown(value: object) -> str:
         return ""
 
 
-@pytest.mark.xfail(reason="Turn.__repr__ raises AttributeError while a Turn is being made")
 def test_a_reporter_that_captures_locals_is_not_stopped(store: MemoryStore, tmp_path: Path) -> None:
     """Every local variable of such a frame can be shown, one that is only half made too."""
     for error in _errors(store, tmp_path):

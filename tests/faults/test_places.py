@@ -42,12 +42,7 @@ def public() -> Iterator[Path]:
     [
         pytest.param(0o444, 0o555, id="neither"),
         pytest.param(0o666, 0o555, id="the file alone"),
-        pytest.param(
-            0o444,
-            0o777,
-            id="the folder alone",
-            marks=pytest.mark.xfail(reason="read_only is false: SQLite opens for reading what it cannot open for both"),
-        ),
+        pytest.param(0o444, 0o777, id="the folder alone"),
     ],
 )
 def test_a_store_that_may_only_be_read(public: Path, file_mode: int, folder_mode: int) -> None:
@@ -93,7 +88,6 @@ def test_a_store_that_may_be_written(public: Path) -> None:
             0o700,
             False,
             id="the folder",
-            marks=pytest.mark.xfail(reason="PermissionError of opening._size comes out of open"),
         ),
         pytest.param(0o444, 0o555, True, id="a log that must be replayed"),
     ],
@@ -120,9 +114,7 @@ def test_a_store_that_may_not_be_read(public: Path, file_mode: int, folder_mode:
     "there",
     [
         True,
-        pytest.param(
-            False, marks=pytest.mark.xfail(reason="PermissionError of guard.refuse_missing comes out of open")
-        ),
+        False,
     ],
     ids=["an old store", "a new store"],
 )

@@ -167,9 +167,6 @@ def test_few_users_fit_in_ram(tmp_path: Path) -> None:
         assert 100_000 < largest < 2 * budget
 
 
-@pytest.mark.xfail(
-    reason="the child believes in locks that only the parent has: when the parent closes, the log is removed under it"
-)
 @pytest.mark.parametrize("busy", [False, True], ids=["quiet", "busy"])
 def test_a_child_of_a_fork_has_the_store_too(tmp_path: Path, busy: bool) -> None:
     """After a fork with an open store parent and child both write, the parent closes it, and nothing of either is lost.

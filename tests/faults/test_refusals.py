@@ -170,10 +170,7 @@ def _make(kind: str, path: Path) -> None:
         "random bytes",
         "a text",
         "a database",
-        pytest.param(
-            "a database with a log",
-            marks=pytest.mark.xfail(reason="SQLite leaves an empty -wal and a -shm beside a file in WAL mode"),
-        ),
+        "a database with a log",
         "a database of our application id",
         "an SQLite header and nothing else",
         "an export",
@@ -198,7 +195,7 @@ def test_a_file_that_is_no_store(tmp_path: Path, kind: str, accept_rollback: boo
         "a pipe",
         "a device",
         "a socket",
-        pytest.param("a link to itself", marks=pytest.mark.xfail(reason="RuntimeError of pathlib comes out of open")),
+        "a link to itself",
     ],
 )
 def test_what_is_no_plain_file(tmp_path: Path, kind: str) -> None:
@@ -227,7 +224,7 @@ def test_what_is_no_plain_file(tmp_path: Path, kind: str) -> None:
     "folder",
     [
         "nowhere",
-        pytest.param("file", marks=pytest.mark.xfail(reason="NotADirectoryError of opening._size comes out of open")),
+        "file",
     ],
 )
 def test_a_folder_that_is_not_there(tmp_path: Path, folder: str) -> None:

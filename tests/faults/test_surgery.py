@@ -159,7 +159,6 @@ def _texts(store: MemoryStore, user: str) -> list[str] | None:
         return None
 
 
-@pytest.mark.xfail(reason="the guard asks for notes of this store at this path, not for those of another one there")
 def test_another_store_in_the_place_of_this_one(tmp_path: Path) -> None:
     """A store with the same key that is put in the place of another one is not taken for it."""
     path, other = tmp_path / "store.db", tmp_path / "other.db"
