@@ -216,7 +216,7 @@ def write_turns(link: Link, *, folder: str, count: int) -> None:
         link.send({"forgotten": forgotten})
         _pause(link, "after forget")
         receipt = users[1].erase()
-        link.send({"erased": receipt.memories, "log emptied": receipt.files_clean})
+        link.send({"erased": receipt.memories, "files clean": receipt.files_clean})
         _pause(link, "after erase")
 
 
@@ -225,7 +225,8 @@ CHURN_STEPS = 120
 
 
 def churn(link: Link, *, path: str) -> None:
-    """Remembers texts of very different lengths and forgets some of them, one at a time, with a pause around each."""
+    """Remembers texts of very different lengths and forgets some of them, one at a time, with a pause around each; at
+    last it erases the user."""
     rng = random.Random(CHURN_SEED)
     with MemoryStore.open(path, keys=RawKey(bytes(32)), embedder=HashingEmbedder(16)) as store:
         user, ids = store.user("alice"), list[str]()
@@ -238,7 +239,9 @@ def churn(link: Link, *, path: str) -> None:
                 _pause(link, chosen)
                 user.forget(chosen)
                 _pause(link, "forgotten")
-    link.send("end")
+        _pause(link, "erase")
+        assert user.erase().files_clean
+        _pause(link, "erased")
 
 
 def _pause(link: Link, where: str) -> None:
