@@ -16,6 +16,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ from memlayer.errors import (
 from memlayer.gate import ForkGate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy.engine import Connection, Engine
 
@@ -65,6 +67,7 @@ _SETTINGS: Mapping[str, int | str] = {
 _FAILURES: Mapping[int, tuple[type[StorageError], str]] = {
     1: (StoreDamagedError, "the database is not built as it must be; restore a backup"),
     5: (StoreBusyError, "another process held the store for too long; try again"),
+    7: (StorageError, "there is not enough memory for this"),
     6: (StoreBusyError, "another connection held the store for too long; try again"),
     8: (ReadOnlyStoreError, "the store cannot be written: the file, its folder or the file system is read-only"),
     11: (StoreDamagedError, "the database file is damaged; restore a backup"),
@@ -101,8 +104,11 @@ def _failures() -> Iterator[None]:
     try:
         yield
     except sa.exc.DBAPIError as error:
-        raise _named(error.orig) from None
-    except (sa.exc.SQLAlchemyError, ValueError, TypeError, OverflowError, MemoryError):
+        interrupted, _waiting.interrupted = getattr(_waiting, "interrupted", None), None
+        raise interrupted or _named(error.orig) from None
+    except MemoryError:
+        raise StorageError("there is not enough memory for this") from None
+    except (sa.exc.SQLAlchemyError, ValueError, TypeError, OverflowError):
         raise StoreDamagedError("a row of the database file cannot be read") from None
 
 
@@ -132,7 +138,11 @@ class Database:
         self._engine: Engine | None = _engine(path, mode=mode)
         self._gate = ForkGate()
         self._inherited = False
+        self._in_child: list[Callable[[], None]] = []
         self._inode = _inode(path)
+        with _forking:
+            # Before the first connection, and for as long as there can be one, whoever else still knows of it.
+            _databases.add(self)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -160,6 +170,14 @@ class Database:
                 _roll_back(connection)
                 raise
 
+    def entered(self) -> AbstractContextManager[None]:
+        """A call that a fork waits for, before it takes any lock that a writer may hold while it waits for another."""
+        return self._gate.passed()
+
+    def in_child(self, renew: Callable[[], None]) -> None:
+        """Has `renew` called in the child of a fork, for what else must not be inherited."""
+        self._in_child.append(renew)
+
     def _same_file(self) -> None:
         """Raises if another file stands at the path than the one that is open: a commit would go to the one that
         nobody can open any more."""
@@ -175,10 +193,11 @@ class Database:
                 raise StoreClosedError(
                     "the process was forked in the middle of a call to the store; open it in the child"
                 )
-            if self._engine is None:
+            engine = self._engine
+            if engine is None:
                 raise StoreClosedError("the store is closed; open it again")
             with _failures():
-                connection = self._engine.connect()
+                connection = engine.connect()
             with connection:
                 yield connection
 
@@ -201,8 +220,10 @@ class Database:
         _waiting.seconds = patience
         try:
             return bool(self.pragma("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0)
-        except StoreBusyError:
-            return False
+        except StoreClosedError:
+            raise
+        except StorageError:
+            return False  # Nothing is lost by it: the log is moved another time.
         finally:
             del _waiting.seconds
 
@@ -210,13 +231,18 @@ class Database:
         """Writes the file anew, without what SQLite leaves behind of rows that it moved between pages: `secure_delete`
         zeroes the row that is deleted, and not the places where it stood before.
 
+        It takes memory of about the file's size, because no temporary file is ever written.
+
         Returns:
-            Whether it was done, and the log emptied; not while another process is in the middle of a query.
+            Whether it was done, and the log emptied; not while another process is in the middle of a query, nor where
+            disk or memory are too small.
         """
         with self._writing:
             try:
                 self.pragma("VACUUM")
-            except (StoreBusyError, StorageFullError):
+            except StoreClosedError:
+                raise
+            except StorageError:
                 return False
         return self.checkpoint()
 
@@ -247,9 +273,40 @@ class Database:
             self._gate = ForkGate()
             if self._inherited and self._engine is not None:
                 self._engine.dispose(close=False)
+            for renew in self._in_child:
+                renew()
         else:
             self._inherited = False
             self._gate.open()
+
+
+# Every database whose connections a fork must not leave open. A strong reference elsewhere, such as the handle of one
+# user, keeps it here; and while a fork is under way nothing is added and no other fork begins.
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_forking = threading.Lock()
+
+
+def _before_fork() -> None:
+    _forking.acquire()
+    for database in list(_databases):
+        database.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for database in list(_databases):
+        database.after_fork(in_child=False)
+    _forking.release()
+
+
+def _after_fork_in_child() -> None:
+    global _forking
+    _forking = threading.Lock()
+    for database in list(_databases):
+        database.after_fork(in_child=True)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
@@ -263,9 +320,9 @@ def _inode(path: Path) -> tuple[int, int] | None:
 def _roll_back(connection: Connection) -> None:
     try:
         connection.exec_driver_sql("ROLLBACK")
-    except sa.exc.DBAPIError:
-        # SQLite has rolled back by itself (disk full, I/O error), or the connection is no longer usable: either way
-        # it must not go back to the pool. The first error is the one to tell.
+    except sa.exc.SQLAlchemyError:
+        # SQLite has rolled back by itself (disk full, I/O error), or the connection is no longer usable (Ctrl-C in the
+        # middle of a statement): either way it must not go back to the pool. The first error is the one to tell.
         connection.invalidate()
 
 
@@ -298,7 +355,7 @@ def _engine(path: Path, *, mode: str) -> Engine:
 
 
 _waiting = threading.local()
-"""`seconds`: how long this thread waits for others, where it is not the default."""
+"""`seconds`: how long this thread waits for others, if not by default; `interrupted`: what ended its waiting."""
 
 
 class _Patience:
@@ -316,7 +373,11 @@ class _Patience:
             self._since = time.monotonic()
         if time.monotonic() - self._since > getattr(_waiting, "seconds", BUSY_TIMEOUT_SECONDS):
             return 0
-        time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311  no secret depends on it
+        try:
+            time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311  no secret depends on it
+        except BaseException as error:  # noqa: BLE001  the driver drops what is raised here: Ctrl-C, above all
+            _waiting.interrupted = error
+            return 0
         return 1
 
 

@@ -88,7 +88,7 @@ class Directory:
     def users_in(self, connection: Connection, bucket: int) -> list[UserRow]:
         """All users of a bucket, once they add up to what the bucket says."""
         row = tables.read_bucket(connection, bucket)
-        manifest = BucketManifest() if row is None else self._open_bucket(row)
+        manifest = self._never_written(connection, bucket) if row is None else self._open_bucket(row)
         if manifest.generation < self._seen.get(bucket, 0):
             self._refuse_rollback(bucket)
         self._seen[bucket] = max(manifest.generation, self._seen.get(bucket, 0))
@@ -96,6 +96,13 @@ class Directory:
         if not manifest.holds([self._user_element(user) for user in users]):
             raise StoreDamagedError("a user's row was changed, removed, added or replaced by an older one")
         return users
+
+    def _never_written(self, connection: Connection, bucket: int) -> BucketManifest:
+        """An empty bucket, if it is one that nobody has written to yet; else its row was removed."""
+        _, manifest = self._store_manifest(connection)
+        if bucket in manifest.buckets:
+            raise StoreDamagedError("the directory has lost a bucket")
+        return BucketManifest()
 
     def _refuse_rollback(self, bucket: int) -> None:
         """A snapshot may be older than what another thread has committed since; only a new one that is still behind

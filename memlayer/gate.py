@@ -35,18 +35,21 @@ class ForkGate:
     def passed(self) -> Iterator[None]:
         """A call that uses a connection. One within another passes at once: the outer one keeps the gate open."""
         depth = getattr(self._own, "depth", 0)
-        with self._condition:
-            while self._closed and not depth:
-                self._condition.wait()
-            self._inside += 1
-        self._own.depth = depth + 1
+        counted = False
         try:
+            with self._condition:
+                while self._closed and not depth:
+                    self._condition.wait()
+                self._inside += 1
+                counted = True
+            self._own.depth = depth + 1
             yield
         finally:
             self._own.depth = depth
-            with self._condition:
-                self._inside -= 1
-                self._condition.notify_all()
+            if counted:
+                with self._condition:
+                    self._inside -= 1
+                    self._condition.notify_all()
 
     def close(self) -> bool:
         """Before a fork: keeps new calls out; whether all that were inside have left."""

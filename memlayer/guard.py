@@ -8,8 +8,9 @@ bucket is behind its note is a `RollbackDetectedError`.
 What it does not see: the last write before a crash, if the process died between the commit and the note; and somebody
 who rolls back the guard's file together with the store.
 
-The file of one store at one path: a header with the path, then for each of the 4,096 buckets, and for the store's own
-manifest behind them, two slots that are written in turn, each
+The file of one store at one path: a header with the path and the file's identity, so that a store that is renamed takes
+its notes along (to another file system it does not: there, as for a copy, the guard begins anew); then for each of the
+4,096 buckets, and for the store's own manifest behind them, two slots that are written in turn, each
 
     generation u64 | last 8 bytes of the bucket's seal | HMAC-SHA256 of both and their place, 16 bytes
 
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from memlayer.errors import RollbackDetectedError, StoreMissingError
 from memlayer.manifest import BUCKETS
-from memlayer.newfile import new_file, private_folder
+from memlayer.newfile import new_file, private_folder, storage_error
 
 try:
     import fcntl
@@ -49,7 +50,7 @@ log = logging.getLogger("memlayer")
 
 _MAGIC = b"MLGUARD1"
 _HEADER = 8192
-_LENGTH = struct.Struct(">8sH")
+_HEAD = struct.Struct(">8sQQH")
 _NOTE = struct.Struct(">Q8s")
 _SLOT = 32
 _EMPTY = bytes(_SLOT)
@@ -67,6 +68,9 @@ class FileGuard:
         store_id: 16 bytes.
         path: the database's resolved path: a copy of a store starts a guard of its own.
         key: 32 bytes that authenticate the notes, so that they cannot be raised to lock an owner out.
+
+    Attributes:
+        moved_here: whether the notes were taken along from another path.
     """
 
     def __init__(self, folder: Path, *, store_id: bytes, path: Path, key: bytes) -> None:
@@ -77,29 +81,23 @@ class FileGuard:
         self._lock = threading.Lock()
         self._file: FileIO | None = None
         self._broken = False
+        self.moved_here = False
 
     @property
     def file(self) -> Path:
         """Where the notes are."""
         return self._folder / f"{self._store_id.hex()}-{_path_digest(self._path)}.guard"
 
-    def noted(self, *, accept_rollback: bool) -> dict[int, Note]:
+    def noted(self) -> dict[int, Note]:
         """What was noted, by bucket.
 
         Read it before the store: what is committed between the two is then newer than its note, never older.
-
-        Args:
-            accept_rollback: forget all notes; the store is taken as it is.
 
         Raises:
             RollbackDetectedError: the notes were altered.
         """
         try:
-            if accept_rollback:
-                self.close()
-                self.file.unlink(missing_ok=True)
-            else:
-                self._carry_over()
+            self._carry_over()
             return self._read_all()
         except OSError as error:
             self._give_up(error)
@@ -181,10 +179,16 @@ class FileGuard:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[FileIO]:
         with self._lock:
-            if self._file is None:
-                self._file = self._opened()
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+            while True:
+                if self._file is None:
+                    self._file = self._opened()
+                if fcntl is not None:
+                    fcntl.flock(self._file, fcntl.LOCK_EX)
+                if os.fstat(self._file.fileno()).st_nlink:
+                    break
+                # Another process accepted a rollback and began a new file: this one is read by nobody any more.
+                self._file.close()
+                self._file = None
             try:
                 yield self._file
             finally:
@@ -199,7 +203,7 @@ class FileGuard:
         path = os.fsencode(self._path)
         # FileExistsError: another process made it at the same moment.
         with contextlib.suppress(FileExistsError), new_file(self.file) as draft, open(draft, "wb") as file:
-            file.write(_LENGTH.pack(_MAGIC, len(path)) + path)
+            file.write(_HEAD.pack(_MAGIC, *_identity(self._path), len(path)) + path)
             file.truncate(_HEADER + _PAIRS * 2 * _SLOT)
         return FileIO(self.file, "r+")
 
@@ -208,14 +212,15 @@ class FileGuard:
         if self.file.exists():
             return
         for other in self._folder.glob(f"{self._store_id.hex()}-*.guard"):
-            old_path = _path_in(other)
-            if old_path is None or old_path.exists():
-                continue  # That one is still there: this is a copy of it, and starts a guard of its own.
+            identity, old_path = _head_of(other)
+            if old_path.exists() or identity != _identity(self._path):
+                continue  # Not that file under another name, but a copy of it, which starts a guard of its own.
             old = FileGuard(self._folder, store_id=self._store_id, path=old_path, key=self._key)
             try:
                 noted = old._read_all()
             finally:
                 old.close()
+            self.moved_here = True
             for bucket, note in noted.items():
                 self._note(bucket, note)
             other.unlink(missing_ok=True)
@@ -269,7 +274,10 @@ def refuse_missing(folder: Path, path: Path) -> None:
 def forget_path(folder: Path, path: Path) -> None:
     """Drops what is known of a store at `path`, when its loss was accepted."""
     for known in _guards_of(folder, path):
-        known.unlink(missing_ok=True)
+        try:
+            known.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, known) from None
 
 
 def refuse_other(folder: Path, path: Path, *, store_id: bytes) -> None:
@@ -298,10 +306,17 @@ def _path_digest(path: Path) -> str:
     return sha256(os.fsencode(path)).hexdigest()[:32]
 
 
-def _path_in(file: Path) -> Path | None:
-    with contextlib.suppress(OSError):
-        head = file.read_bytes()[:_HEADER]
-        if len(head) == _HEADER and head.startswith(_MAGIC):
-            _, length = _LENGTH.unpack_from(head)
-            return Path(os.fsdecode(head[_LENGTH.size : _LENGTH.size + length]))
-    return None
+def _identity(path: Path) -> tuple[int, int]:
+    """What a file keeps when it is renamed on its file system, and a copy of it has not."""
+    status = path.stat()
+    return status.st_dev & (2**64 - 1), status.st_ino & (2**64 - 1)
+
+
+def _head_of(file: Path) -> tuple[tuple[int, int], Path]:
+    head = b""
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        head = opened.read(_HEADER)
+    if len(head) < _HEADER or not head.startswith(_MAGIC):
+        return (0, 0), file
+    _, device, inode, length = _HEAD.unpack_from(head)
+    return (device, inode), Path(os.fsdecode(head[_HEAD.size : _HEAD.size + length]))

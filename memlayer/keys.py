@@ -43,6 +43,9 @@ _MAX_ITERATIONS = 10
 _MAX_LANES = 8
 _NO_COST = Argon2Cost(memory_kib=0, iterations=0, lanes=0)
 
+MAX_SLOTS = 16
+"""How many ways into one store there may be."""
+
 _SLOT_COST = struct.Struct(">BIII16s")
 
 
@@ -130,6 +133,9 @@ def open_slot(slots: list[KeySlot], *, kind: SlotKind, secret: bytes, store_id: 
         WrongKeyError: it opens none of them. How near it came is not told.
         StoreDamagedError: the slot is the right one and was changed.
     """
+    if len(slots) > MAX_SLOTS:
+        # Each passphrase slot costs seconds, and nothing about them is authentic yet.
+        raise StoreDamagedError(f"the store has more than {MAX_SLOTS} key slots")
     for slot in slots:
         if slot.kind is not kind:
             continue

@@ -40,7 +40,7 @@ log = logging.getLogger("memlayer")
 
 _STILL_THERE = (
     "sealed bytes of what was deleted are still in the store's files, because another process is reading them; "
-    "they go with the next forget or erase"
+    "they go with the next erase"
 )
 
 MAX_K = 10_000

@@ -16,19 +16,22 @@ from memlayer.errors import (
     ConflictError,
     EmbedderMismatchError,
     FormatTooNewError,
+    LimitExceededError,
     NotAStoreError,
     NotFoundError,
     ReadOnlyStoreError,
+    RollbackDetectedError,
     StorageError,
     StoreDamagedError,
     StoreMissingError,
+    WrongKeyError,
 )
 from memlayer.guard import FileGuard
-from memlayer.keys import KeySlot, StoreKeys, make_slot, open_slot
+from memlayer.keys import MAX_SLOTS, KeySlot, StoreKeys, make_slot, open_slot
 from memlayer.newfile import new_file, storage_error
 from memlayer.reports import KeySlotInfo, VerifyReport
 from memlayer.resident import Residents
-from memlayer.sources import Argon2Cost, SlotKind, from_environment
+from memlayer.sources import Argon2Cost, KeyFile, SlotKind, from_environment
 from memlayer.tables import MetaRow, SlotRow
 from memlayer.vault import EMBEDDER_NO, Vault
 
@@ -71,20 +74,29 @@ def open_store(
         _same_embedder(reader, unlocked, identity=identity)
     finally:
         reader.close()
-    if accept_rollback:
-        guards.forget_path(folder, path)
-    guards.refuse_other(folder, path, store_id=unlocked.store_id)
+    if not accept_rollback:
+        guards.refuse_other(folder, path, store_id=unlocked.store_id)
     guard = FileGuard(folder, store_id=unlocked.store_id, path=path, key=unlocked.guard_key())
     database = _writable(path, else_mode=reader.mode)
     try:
         vault = Vault(database, keys=unlocked, guard=guard)
-        noted = guard.noted(accept_rollback=accept_rollback)
+        noted = {} if accept_rollback else guard.noted()
         with database.read() as connection:
             # Once more, for between the two another file can have been put here.
             _same_store(connection, unlocked)
             vault.read_embedder(connection)
             present = vault.directory.check(connection)
-        guards.compare(noted, present)
+        if accept_rollback:
+            # Only now that all of it is authentic: what is refused must not have been forgotten.
+            guards.forget_path(folder, path)
+        try:
+            guards.compare(noted, present)
+        except RollbackDetectedError:
+            if not guard.moved_here:
+                raise
+            # Not that file moved, but a copy that got the number of a deleted one: its guard begins now.
+            guards.forget_path(folder, path)
+            noted = {}
         for bucket, note in present.items():
             if note[0] > noted.get(bucket, (0, b""))[0]:
                 guard.note(bucket, note)
@@ -93,6 +105,8 @@ def open_store(
         guard.close()
         raise
     residents = Residents(vault=vault, database=database, dimensions=identity.dimensions, budget=cache_bytes)
+    database.in_child(guard.forked)
+    database.in_child(residents.forked)
     return OpenStore(database=database, vault=vault, residents=residents, guard=guard, keys=unlocked, slot_id=slot_id)
 
 
@@ -121,17 +135,6 @@ class OpenStore:
         self.residents.clear()
         self.database.close()
         self.guard.close()
-
-    def before_fork(self) -> None:
-        """See `memlayer.gate`."""
-        self.database.before_fork()
-
-    def after_fork(self, *, in_child: bool) -> None:
-        """Connections again; in the child locks and indexes of its own."""
-        self.database.after_fork(in_child=in_child)
-        if in_child:
-            self.guard.forked()
-            self.residents.forked()
 
     def verify(self) -> VerifyReport:
         """See `MemoryStore.verify`."""
@@ -172,7 +175,10 @@ class OpenStore:
         """See `MemoryStore.add_key`."""
         secret = source.secret(store_id=self.keys.store_id, create=True)
         with self.vault.write() as write:
-            slot_id = 1 + max(row.slot_id for row in tables.read_slots(write.connection))
+            slots = tables.read_slots(write.connection)
+            if len(slots) >= MAX_SLOTS:
+                raise LimitExceededError(f"a store has at most {MAX_SLOTS} key slots", limit=MAX_SLOTS)
+            slot_id = 1 + max(row.slot_id for row in slots)
             slot = self.keys.new_slot(source, secret=secret, slot_id=slot_id)
             tables.insert_slot(write.connection, _row(slot))
             self.vault.directory.change_slots(write)
@@ -213,7 +219,10 @@ def _create(path: Path, source: KeySource, *, identity: EmbedderIdentity) -> Non
             finally:
                 database.close()
     except FileExistsError:
-        return  # Another process made it at the same moment: that one is opened.
+        # Another process made it at the same moment: that one is opened, and a key for this one is of no use.
+        if isinstance(source, KeyFile):
+            source.discard(store_id=store_id)
+        return
     except OSError as error:
         raise storage_error(error, path) from None
     log.info("made the store %s", path)
@@ -308,6 +317,12 @@ def _unlock(database: Database, source: KeySource) -> tuple[StoreKeys, int]:
         tables.check_schema(connection)
         meta = _meta(connection)
         slots = [_slot(row) for row in tables.read_slots(connection)]
+    if source.kind not in {slot.kind for slot in slots}:
+        raise WrongKeyError(
+            f"this store has no slot for a {_named(source.kind)}; it opens with a "
+            f"{' or a '.join(sorted(_named(slot.kind) for slot in slots))}",
+            slots=", ".join(sorted(slot.kind.name.lower() for slot in slots)),
+        )
     secret = source.secret(store_id=meta.store_id, create=False)
     slot, store_key = open_slot(slots, kind=source.kind, secret=secret, store_id=meta.store_id)
     if slot.epoch != meta.sk_epoch:
@@ -320,6 +335,10 @@ def _unlock(database: Database, source: KeySource) -> tuple[StoreKeys, int]:
         sealed_index_key=meta.index_key,
     )
     return keys, slot.slot_id
+
+
+def _named(kind: SlotKind) -> str:
+    return {SlotKind.KEY: "key or key file", SlotKind.RECOVERY: "recovery key"}.get(kind, "passphrase")
 
 
 def _meta(connection: Connection) -> MetaRow:

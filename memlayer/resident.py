@@ -50,7 +50,8 @@ class Resident:
     @contextmanager
     def reading(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
         """The user and the index as of now; None and None for a user who has nothing."""
-        with self._lock:
+        # The gate first: a call that held the lock and waited at the gate for a fork would block a writer inside of it.
+        with self._database.entered(), self._lock:
             with self._database.read() as connection:
                 user = self._refresh(connection)
             yield user, self._index

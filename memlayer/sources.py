@@ -219,6 +219,11 @@ class KeyFile(_Secret):
             _create_key_file(path)
         return _read_key_file(path)
 
+    def discard(self, *, store_id: bytes) -> None:
+        """Removes the key file of a store that was not made after all; never one that the caller named."""
+        if self._path is None:
+            self.path(store_id=store_id).unlink(missing_ok=True)
+
     def __repr__(self) -> str:
         return f"KeyFile({str(self._path)!r})" if self._path else "KeyFile()"
 
@@ -245,7 +250,11 @@ def _create_key_file(path: Path) -> None:
         ) from None
     log.info("made the key file %s: keep a copy, without it the memories cannot be read", path)
     if _looks_temporary(path):
-        log.warning("the key file %s is in a folder that looks temporary; if it goes, the memories go with it", path)
+        log.warning(
+            "the key file %s is in a container or a temporary folder; if that goes, the memories go with it: keep a "
+            "copy, or set MEMLAYER_KEY",
+            path,
+        )
 
 
 def _read_key_file(path: Path) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,7 +35,6 @@ class MemoryStore:
     def __init__(self, parts: OpenStore, *, embedder: Embedder) -> None:
         self._parts: OpenStore | None = parts
         self._embedder = embedder
-        _open_stores.add(self)
 
     @classmethod
     def open(
@@ -71,6 +69,10 @@ class MemoryStore:
         # Imported here: SQLAlchemy, the driver and the cryptography take half a second that `import memlayer` has not.
         from memlayer.opening import open_store
 
+        if keys is not None and not (hasattr(keys, "secret") and hasattr(keys, "kind")):
+            raise InvalidInputError(
+                "keys must be a Passphrase, KeyFile, RawKey or RecoveryKey, not " + type(keys).__name__
+            )
         resolved = resolve(embedder)
         parts = open_store(
             _file(path), keys=keys, identity=resolved.identity, accept_rollback=accept_rollback, cache_bytes=cache_bytes
@@ -156,7 +158,6 @@ class MemoryStore:
     def close(self) -> None:
         """Closes the file and frees what is in RAM; every later call raises `StoreClosedError`. May be called twice."""
         parts, self._parts = self._parts, None
-        _open_stores.discard(self)
         if parts is not None:
             parts.close()
 
@@ -182,6 +183,8 @@ class MemoryStore:
 
 def _file(path: str | os.PathLike[str]) -> Path:
     """The absolute, resolved path that a path or an SQLite URL names."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise InvalidInputError(f"a store's path must be a str or a Path, not {type(path).__name__}")
     text = os.fspath(path)
     if isinstance(text, str) and "://" in text:
         scheme, _, rest = text.partition("://")
@@ -193,28 +196,4 @@ def _file(path: str | os.PathLike[str]) -> Path:
     try:
         return named(text).resolve()
     except (OSError, RuntimeError):
-        raise InvalidInputError("this path leads to itself") from None
-
-
-# A fork closes every store's connections first; in the child every store has connections, locks and indexes of its own.
-_open_stores: weakref.WeakSet[MemoryStore] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for store in list(_open_stores):
-        if store._parts is not None:
-            store._parts.before_fork()
-
-
-def _after_fork(*, in_child: bool) -> None:
-    for store in list(_open_stores):
-        if store._parts is not None:
-            store._parts.after_fork(in_child=in_child)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=lambda: _after_fork(in_child=False),
-        after_in_child=lambda: _after_fork(in_child=True),
-    )
+        raise InvalidInputError("this path cannot be followed: a link leads to itself, or a folder is gone") from None

@@ -366,6 +366,8 @@ class Vault:
         if keys is None or sealed != row.data_key or keys.epoch != row.dek_epoch:
             keys = self._keys.open_user(row.data_key, uref=row.uref, epoch=row.dek_epoch, commitment=row.commitment)
             self._remember_keys(row.uref, row.data_key, keys)
+        if keys.commitment != row.commitment:
+            raise StoreDamagedError("a user's row is committed to another data key than it holds")
         place = self._place(Field.MANIFEST, row.uref, keys, version=row.generation)
         manifest = UserManifest.decode(keys.manifest.open(row.manifest, place=place))
         if manifest.generation != row.generation:

@@ -48,7 +48,9 @@ def make(tmp_path):
 
 
 def noted(guard, *, accept_rollback=False):
-    return guard.noted(accept_rollback=accept_rollback)
+    if accept_rollback:
+        forget_path(guard.file.parent, guard._path)
+    return guard.noted()
 
 
 def seal(number):
@@ -289,11 +291,12 @@ def test_a_moved_store_takes_its_notes_along(make, store, tmp_path):
 def test_another_stores_notes_are_not_taken(make, store, tmp_path):
     """A store that was put where another one is missing takes nothing of it; files of other make are passed over."""
     make(store).note(7, (5, seal(5)))
-    store.unlink()
+    moved, other = store.rename(tmp_path / "moved.db"), tmp_path / "other.db"
+    other.touch()
     (make(store).file.parent / f"{STORE_ID.hex()}-{'0' * 32}.guard").write_bytes(b"something else")
     (make(store).file.parent / f"{STORE_ID.hex()}-{'1' * 32}.guard").mkdir()
-    assert noted(make(tmp_path / "other.db", store_id=b"another-16-bytes")) == {}
-    assert noted(make(tmp_path / "moved.db")) == {7: (5, seal(5))}
+    assert noted(make(other, store_id=b"another-16-bytes")) == {}
+    assert noted(make(moved)) == {7: (5, seal(5))}
 
 
 def test_altered_notes_of_a_moved_store_are_an_error(make, store, tmp_path):
@@ -307,14 +310,15 @@ def test_altered_notes_of_a_moved_store_are_an_error(make, store, tmp_path):
         noted(make(moved))
 
 
-def test_an_accepted_rollback_at_another_path_is_accepted(make, store, tmp_path):
-    """A backup that is restored under another name, because the store is lost, opens with the override."""
+def test_a_copy_of_a_store_that_is_gone_takes_no_notes(make, store, tmp_path):
+    """A copy is another file than the one that was noted, also when that one is gone: its guard begins anew."""
     make(store).note(7, (5, seal(5)))
-    store.unlink()
     restored = tmp_path / "restored.db"
     restored.touch()
-    assert noted(make(restored), accept_rollback=True) == {}
-    assert noted(make(restored)) == {}
+    store.unlink()
+    guard = make(restored)
+    assert noted(guard) == {}
+    assert not guard.moved_here
 
 
 def test_a_store_that_is_gone_is_not_replaced_silently(make, store):
@@ -391,7 +395,7 @@ from pathlib import Path
 from memlayer.guard import FileGuard
 folder, store, first = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 guard = FileGuard(folder, store_id=b"store-id-16bytes", path=store, key=bytes(range(32)))
-guard.noted(accept_rollback=False)
+guard.noted()
 print("ready", flush=True)
 sys.stdin.readline()
 for bucket in range(300):

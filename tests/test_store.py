@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import shutil
+import signal
 import stat
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from sqlcipher3 import dbapi2
 
 import memlayer
 from memlayer import (
@@ -26,6 +29,7 @@ from memlayer import (
     RecoveryKey,
     RollbackDetectedError,
     StoreClosedError,
+    StoreDamagedError,
     StoreMissingError,
     Turn,
     WrongKeyError,
@@ -337,3 +341,104 @@ def test_a_log_without_its_store_is_not_taken_into_a_new_one(tmp_path):
     (tmp_path / "m.db-wal").unlink()
     with pytest.raises(StoreMissingError, match="accept_rollback"):
         _open(path)
+
+
+def test_copies_of_an_older_state_open_wherever_the_newer_one_went(tmp_path):
+    """A template that is copied, used, deleted and copied again opens each time; no copy is taken for a rollback."""
+    with _open(tmp_path / "template.db") as store:
+        store.user("alice").remember("one")
+    for _ in range(4):
+        for name in ("copy1.db", "copy2.db"):
+            shutil.copyfile(tmp_path / "template.db", tmp_path / name)
+            with _open(tmp_path / name, accept_rollback=(tmp_path / f"{name}.seen").exists()) as store:
+                store.user("alice").remember("two")
+            (tmp_path / f"{name}.seen").touch()
+            (tmp_path / name).unlink()
+    (tmp_path / "template.db").rename(tmp_path / "moved.db")
+    with _open(tmp_path / "moved.db") as store:
+        assert len(store.user("alice")) == 1
+
+
+def test_a_damaged_store_is_not_forgotten_by_accepting_a_rollback(tmp_path):
+    """accept_rollback=True on a store that is refused for another reason leaves the guard as it was."""
+    path = tmp_path / "m.db"
+    with _open(path) as store:
+        store.user("alice").remember("one")
+        store.backup(tmp_path / "old.db")
+        store.user("alice").remember("two")
+    connection = dbapi2.connect(str(path))
+    connection.execute("DELETE FROM directory")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreDamagedError):
+        _open(path, accept_rollback=True)
+    os.replace(tmp_path / "old.db", path)
+    with pytest.raises(RollbackDetectedError):
+        _open(path)
+
+
+def test_a_user_whose_bucket_was_removed_is_not_an_empty_one(tmp_path):
+    """A bucket that another process wrote, removed with its users, is damage to a running store too, not silence."""
+    path = tmp_path / "m.db"
+    with _open(path) as running:
+        assert len(running.user("victim")) == 0
+        with _open(path) as other:
+            other.user("victim").remember("x")
+        connection = dbapi2.connect(str(path))
+        for table in ("records", "users", "directory"):
+            connection.execute(f"DELETE FROM {table}")
+        connection.commit()
+        connection.close()
+        with pytest.raises(StoreDamagedError):
+            len(running.user("victim"))
+
+
+def test_a_handle_keeps_its_store_safe_across_a_fork(tmp_path):
+    """The common one-liner, whose store object is gone, loses nothing when the process forks."""
+    program = (
+        "import gc, os\n"
+        "from memlayer import MemoryStore, RawKey\n"
+        "from memlayer.testing import HashingEmbedder\n"
+        f"user = MemoryStore.open({str(tmp_path / 'm.db')!r}, keys=RawKey(bytes(32)), embedder=HashingEmbedder())"
+        ".user('u')\n"
+        "gc.collect()\n"
+        "user.remember('one')\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    for number in range(5):\n"
+        "        user.remember(f'child {number}')\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "assert user.count() == 6, user.count()\n"
+        "user.remember('two')\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+    with _open(tmp_path / "m.db", keys=RawKey(bytes(32))) as store:
+        assert len(store.user("u")) == 7
+        store.verify()
+
+
+@pytest.mark.parametrize("arguments", [{"path": None}, {"path": 5}, {"path": "m.db", "keys": "secret"}])
+def test_arguments_of_another_type_are_typed_errors(arguments, tmp_path, monkeypatch):
+    """A key or path of another type is an InvalidInputError that says what it must be, and makes no file."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInputError):
+        _open(**arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupting_a_wait_for_another_writer_is_an_interruption(store, alice):
+    """Ctrl-C while another process writes is a KeyboardInterrupt, not a busy store; and the store goes on after it."""
+    other = dbapi2.connect(str(store.path), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            alice.remember("never written")
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+        other.execute("ROLLBACK")
+        other.close()
+    alice.remember("written")
+    assert [memory.text for memory in alice.history()] == ["written"]

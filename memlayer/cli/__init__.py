@@ -21,11 +21,20 @@ import sys
 
 __all__ = ["main"]
 
+_INTERRUPTED = 130
 _MISSING_EXTRA = 6  # as for every missing extra; see `memlayer.cli.output`
 
 
 def main() -> None:
     """Runs the command that the process was started with, and exits."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # While the libraries were being loaded; afterwards the app says so itself.
+        print("memlayer: interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+
+
+def _run() -> None:
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

@@ -56,13 +56,18 @@ def demo(
     network; then every byte of the files is searched for what was said. The store, its key file and everything else
     are made in a temporary folder, which is removed at the end.
     """
+    log = logging.getLogger("memlayer")
+    level = log.level
     # The library warns about key files in temporary folders. This one is meant to go.
-    logging.getLogger("memlayer").setLevel(logging.ERROR)
-    if second_day is not None:
-        proven = _second_day(_Place(second_day))
-    else:
-        with _folder(keep) as folder:
-            proven = _first_day(_Place(folder), keep=keep is not None)
+    log.setLevel(logging.ERROR)
+    try:
+        if second_day is not None:
+            proven = _second_day(_Place(second_day))
+        else:
+            with _folder(keep) as folder:
+                proven = _first_day(_Place(folder), keep=keep is not None)
+    finally:
+        log.setLevel(level)
     if not proven:
         say("The demo failed: see above.", stderr=True)
         raise typer.Exit(_FAILED)

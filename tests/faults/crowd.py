@@ -11,15 +11,19 @@ from memlayer import MemoryStore, RawKey
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
+    from memlayer import KeySource
     from tests.faults.children import Link
 
 KEY = bytes(range(32))
 SHARED = "everybody"
 
 
-def open_store(path: str) -> MemoryStore:
+_RAW = RawKey(KEY)
+
+
+def open_store(path: str, *, keys: KeySource | None = _RAW) -> MemoryStore:
     """The store under test."""
-    return MemoryStore.open(path, keys=RawKey(KEY), embedder=HashingEmbedder(256))
+    return MemoryStore.open(path, keys=keys, embedder=HashingEmbedder(256))
 
 
 def own_name(number: int) -> str:
@@ -47,8 +51,13 @@ def write_many(link: Link, *, path: str, number: int, count: int) -> None:
     link.send(errors)
 
 
-def create(link: Link, *, number: int) -> None:
-    """Opens each store that it is told of at the moment that it is told, writes a turn and says what came of it."""
+def create(link: Link, *, number: int, key_file: bool) -> None:
+    """Opens each store that it is told of at the moment that it is told, writes a turn and says what came of it.
+
+    Args:
+        number: of this process.
+        key_file: with the default key file of each store, not with the key of this test.
+    """
     link.send("ready")
     while True:
         try:
@@ -58,7 +67,7 @@ def create(link: Link, *, number: int) -> None:
         while time.monotonic() < at:
             pass
         try:
-            with open_store(path) as store:
+            with open_store(path, keys=None if key_file else RawKey(KEY)) as store:
                 store.user(own_name(number)).remember(text(number, 0))
         except Exception as error:  # noqa: BLE001  whatever it is, the test wants to know
             link.send(f"{type(error).__name__}: {error}")

@@ -8,8 +8,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,6 +18,9 @@ from memlayer import MemoryStore, RawKey
 from memlayer.testing import HashingEmbedder
 from tests.faults import crowd
 from tests.faults.children import SCALE, Child, ChildError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 PROCESSES = 8
 WRITES = 200 * SCALE
@@ -58,20 +62,44 @@ def test_eight_writers_at_once(tmp_path: Path, record_property) -> None:
         assert store.verify().memories == PROCESSES * WRITES
 
 
-def test_racing_creators(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key_file", [False, True], ids=["a key", "key files"])
+def test_racing_creators(tmp_path: Path, key_file: bool) -> None:
     """Of two processes that make a store at one path at one moment both succeed, and both turns are in it."""
-    with Child(crowd.create, number=0) as one, Child(crowd.create, number=1) as other:
-        assert [one.receive(), other.receive()] == ["ready", "ready"]
-        for number in range(CREATORS):
+    keys = None if key_file else RawKey(crowd.KEY)
+    with _two_creators(key_file=key_file) as create:
+        for number in range(CREATORS if not key_file else 5):
             path = str(tmp_path / f"{number}.db")
+            create(path)
+            with crowd.open_store(path, keys=keys) as store:
+                for user in (0, 1):
+                    assert [turn.text for turn in store.user(crowd.own_name(user)).history()] == [crowd.text(user, 0)]
+            assert len(list(tmp_path.iterdir())) == number + 1
+
+
+def test_racing_creators_make_one_key_file(tmp_path: Path, home: Path) -> None:
+    """For a store that two processes made at one moment there is one key file, not a second one that opens nothing."""
+    with _two_creators(key_file=True) as create:
+        for number in range(10):
+            create(str(tmp_path / f"{number}.db"))
+    assert len(list(home.rglob("*.key"))) == 10
+
+
+@contextmanager
+def _two_creators(*, key_file: bool) -> Iterator[Callable[[str], None]]:
+    """A function with which two processes make a store at once."""
+    with (
+        Child(crowd.create, number=0, key_file=key_file) as one,
+        Child(crowd.create, number=1, key_file=key_file) as other,
+    ):
+        assert [one.receive(), other.receive()] == ["ready", "ready"]
+
+        def create(path: str) -> None:
             at = time.monotonic() + 0.01
             one.send([path, at])
             other.send([path, at])
             assert [one.receive(), other.receive()] == [None, None]
-            with crowd.open_store(path) as store:
-                for user in (0, 1):
-                    assert [turn.text for turn in store.user(crowd.own_name(user)).history()] == [crowd.text(user, 0)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{number}.db" for number in range(CREATORS))
+
+        yield create
 
 
 def test_a_recall_sees_every_earlier_write(tmp_path: Path) -> None:
