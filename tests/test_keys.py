@@ -254,6 +254,14 @@ def test_a_short_salt_in_a_passphrase_slot_is_damage():
         opened([slot_for(PHRASE, salt=b"")], PHRASE)
 
 
+def test_more_slots_than_there_can_be_are_not_tried():
+    """Slots stand in clear and each can cost seconds: a store with more than 16 is refused before any is computed."""
+    slot = slot_for(RAW)
+    with pytest.raises(StoreDamagedError):
+        opened([slot] * (keys.MAX_SLOTS + 1), RAW)
+    assert opened([slot] * keys.MAX_SLOTS, RAW) == opened([slot], RAW)
+
+
 # --- The store's keys ---
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -298,6 +300,21 @@ def test_a_long_text_is_split_for_the_embedder_and_returned_whole(tmp_path):
             hits = alice.recall(query, k=2)
             assert [hit.text for hit in hits] == [long, "something else entirely"]
             assert hits[0].score == pytest.approx(1, abs=1e-6)
+
+
+def test_progress_goes_to_stderr(alice, capsys):
+    """With progress=True the bar is on stderr, where it disturbs no output, and nothing else changes."""
+    memories = alice.remember_many([Turn(text=f"fact {number}") for number in range(300)], progress=True)
+    captured = capsys.readouterr()
+    assert (len(memories), len(alice), captured.out) == (300, 300, "")
+
+
+def test_progress_without_rich_is_log_lines(alice, monkeypatch, caplog):
+    """Where rich is not installed, progress=True writes log lines without a word of the texts."""
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    caplog.set_level(logging.INFO, logger="memlayer")
+    alice.remember_many([Turn(text=f"fact {number}") for number in range(300)], progress=True)
+    assert [record.getMessage() for record in caplog.records] == ["embedding: 0 of 300", "embedding: 256 of 300"]
 
 
 # --- recall ---

@@ -22,6 +22,7 @@ from memlayer import (
     InvalidInputError,
     KeyFile,
     KeyUnavailableError,
+    LimitExceededError,
     MemoryStore,
     NotFoundError,
     Passphrase,
@@ -241,6 +242,18 @@ def test_keys_come_and_go(tmp_path):
         store.verify()
     with pytest.raises(WrongKeyError):
         _open(path)
+
+
+def test_a_store_has_at_most_sixteen_ways_in(store):
+    """The seventeenth key is refused, and the store opens as before."""
+    for _ in range(15):
+        store.add_key(RawKey.generate())
+    with pytest.raises(LimitExceededError):
+        store.add_key(RawKey.generate())
+    path = store.path
+    store.close()
+    with _open(path) as again:
+        assert len(again.key_slots()) == 16
 
 
 # --- backup, and the rollback guard ---
