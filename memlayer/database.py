@@ -160,8 +160,7 @@ class Database:
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Connection]:
         with self._connection() as connection:
-            with _failures():
-                connection.exec_driver_sql(begin)
+            _begin(connection, begin)
             try:
                 yield connection
                 with _failures():
@@ -317,6 +316,27 @@ def _inode(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def _begin(connection: Connection, statement: str) -> None:
+    """Begins a transaction, and waits for the writers before it here and not in SQLite's busy handler: what interrupts
+    the handler is dropped by the driver, and Ctrl-C would look like a busy store."""
+    until = time.monotonic() + getattr(_waiting, "seconds", BUSY_TIMEOUT_SECONDS)
+    while True:
+        usual = _waiting.__dict__.get("seconds")
+        _waiting.seconds = 0
+        try:
+            with _failures():
+                connection.exec_driver_sql(statement)
+            return
+        except StoreBusyError:
+            if time.monotonic() > until:
+                raise
+        finally:
+            _waiting.__dict__.pop("seconds")
+            if usual is not None:
+                _waiting.seconds = usual
+        time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311  no secret depends on it
+
+
 def _roll_back(connection: Connection) -> None:
     try:
         connection.exec_driver_sql("ROLLBACK")
@@ -371,7 +391,7 @@ class _Patience:
     def __call__(self, tries: int) -> int:
         if tries == 0:
             self._since = time.monotonic()
-        if time.monotonic() - self._since > getattr(_waiting, "seconds", BUSY_TIMEOUT_SECONDS):
+        if time.monotonic() - self._since >= getattr(_waiting, "seconds", BUSY_TIMEOUT_SECONDS):
             return 0
         try:
             time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311  no secret depends on it
