@@ -27,6 +27,7 @@ from memlayer.errors import (
     NotAStoreError,
     NotFoundError,
     ReadOnlyStoreError,
+    RecallTimeoutError,
     RollbackDetectedError,
     StorageError,
     StorageFullError,
@@ -41,6 +42,7 @@ from memlayer.records import History, Hit, Memory, Recall, Session, Turn
 from memlayer.reports import ErasureReceipt, ImportReport, KeySlotInfo, VerifyReport
 from memlayer.sources import KeyFile, KeySource, Passphrase, RawKey, RecoveryKey
 from memlayer.store import MemoryStore
+from memlayer.wrapping import wrap
 
 __all__ = [
     "ConflictError",
@@ -71,6 +73,7 @@ __all__ = [
     "RawKey",
     "ReadOnlyStoreError",
     "Recall",
+    "RecallTimeoutError",
     "RecoveryKey",
     "RollbackDetectedError",
     "Session",
@@ -85,4 +88,5 @@ __all__ = [
     "VerifyReport",
     "WeightsUnavailableError",
     "WrongKeyError",
+    "wrap",
 ]

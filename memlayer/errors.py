@@ -22,6 +22,7 @@
     ├── EmbedderError                                    the embedder failed, or gave vectors of the wrong shape
     │   ├── EmbedderMismatchError                        not the embedder that this store was written with
     │   └── WeightsUnavailableError                      model weights that are not there, or not the expected ones
+    ├── RecallTimeoutError           (also TimeoutError) an adapter's recall took longer than its budget
     └── MissingExtraError            (also ImportError)  an optional dependency; the message has the install line
 
 Each class has a stable `code` for scripts, and carries what is known as `evidence`: names, counts and limits.
@@ -52,6 +53,7 @@ __all__ = [
     "NotAStoreError",
     "NotFoundError",
     "ReadOnlyStoreError",
+    "RecallTimeoutError",
     "RollbackDetectedError",
     "StorageError",
     "StorageFullError",
@@ -216,6 +218,12 @@ class WeightsUnavailableError(EmbedderError):
     """Model weights that are not there, or whose digest is not the expected one."""
 
     code = "weights_unavailable"
+
+
+class RecallTimeoutError(MemlayerError, TimeoutError):
+    """An adapter's recall took longer than its `recall_timeout`; the request went out without memory."""
+
+    code = "recall_timeout"
 
 
 class MissingExtraError(MemlayerError, ImportError):

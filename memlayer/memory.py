@@ -7,9 +7,13 @@ nothing that can be changed decides whose data is meant.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from memlayer.codec import MESSAGES
+from memlayer.injection import Preparation, Prepared
+from memlayer.ledger import Ledger
 from memlayer.batch import Batch, elements, find
 from memlayer.embedding import embed_query, embed_texts, given_query
 from memlayer.errors import InvalidInputError, NotFoundError
@@ -21,14 +25,18 @@ from memlayer.reports import ErasureReceipt
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from memlayer.codec import Codec
     from memlayer.database import Database
     from memlayer.embedders.protocol import Embedder
+    from memlayer.health import Breaker, Health, Loading
     from memlayer.index import UserIndex
+    from memlayer.injection import Placement
+    from memlayer.ledger import Pending
     from memlayer.records import JsonObject, Role, Session, Source
     from memlayer.reports import ImportReport
     from memlayer.resident import Resident, Residents
@@ -51,13 +59,25 @@ class UserMemory:
     """What one user's conversations left behind. Get it from `MemoryStore.user`; it may be shared by threads."""
 
     def __init__(
-        self, user_id: str, *, vault: Vault, database: Database, residents: Residents, embedder: Embedder
+        self,
+        user_id: str,
+        *,
+        vault: Vault,
+        database: Database,
+        residents: Residents,
+        embedder: Embedder,
+        pending: Pending,
+        breaker: Breaker,
+        loading: Loading,
     ) -> None:
         self._user_id = user_id
         self._vault = vault
         self._database = database
         self._residents = residents
         self._embedder = embedder
+        self._pending = pending
+        self.breaker = breaker
+        self.loading = loading
 
     # ---------------------------------------------------------------- write
 
@@ -323,6 +343,56 @@ class UserMemory:
         # Otherwise `if memory:` would be false for a new user, and a chat without memory would go unnoticed.
         return True
 
+    # ---------------------------------------------------------------- converse
+
+    def prepare(
+        self,
+        messages: Any,
+        *,
+        session: str | None = None,
+        placement: Placement = "sticky",
+        k: int = 10,
+        max_tokens: int = 800,
+        count_tokens: Callable[[str], int] | None = None,
+        min_score: float | None = None,
+        where: Mapping[str, Any] | None = None,
+        sources: Sequence[Source] | None = None,
+        codec: Codec = MESSAGES,
+    ) -> Prepared:
+        def recall(query: str, count: int) -> Recall:
+            return self.recall(query, k=count, min_score=min_score, where=where, sources=sources)
+
+        preparation = Preparation(
+            codec=codec,
+            ledger=self._ledger,
+            recall=recall,
+            session=session,
+            placement=placement,
+            k=k,
+            max_tokens=max_tokens,
+            count_tokens=count_tokens,
+        )
+        return preparation.prepare(messages)
+
+    def check_options(self, **options: Any) -> None:
+        """Raises `InvalidInputError` for what `prepare` would not take."""
+
+    def capture(self, prepared: Prepared, reply: str | None, *, complete: bool = True) -> list[Memory]:
+        turns = []
+        if prepared.entry is not None:
+            turns.append(Turn(text=prepared.text, session=prepared.session, at=prepared.entry.at, id=prepared.entry.turn.hex()))
+        if reply:
+            metadata = None if complete else {"incomplete": True}
+            turns.append(Turn(text=reply, role="assistant", session=prepared.session, metadata=metadata))
+        memories = self.remember_many(turns)
+        if prepared.entry is not None and prepared.key is not None and reply:
+            self._pending.put(self._user_id, prepared.key, replace(prepared.entry, done=True))
+        return memories
+
+    @property
+    def health(self) -> Health:
+        return self.breaker.health
+
     # ---------------------------------------------------------------- move
 
     def export(self, path: str | os.PathLike[str], *, passphrase: str) -> int:
@@ -350,6 +420,10 @@ class UserMemory:
             return Import(exported, vault=self._vault, resident=self._resident, embedder=self._embedder).run()
 
     # ---------------------------------------------------------------- inside
+
+    @property
+    def _ledger(self) -> Ledger:
+        return Ledger(self._user_id, pending=self._pending, index=lambda: {bytes.fromhex(m.id): m for m in self.history(limit=1000)})
 
     @property
     def _resident(self) -> Resident:

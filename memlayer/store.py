@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from memlayer.embedders.resolve import resolve
 from memlayer.errors import InvalidInputError, StoreClosedError
+from memlayer.health import Breaker, Loading
+from memlayer.ledger import Pending
 from memlayer.newfile import named
 from memlayer.records import valid_name
 
@@ -35,6 +37,9 @@ class MemoryStore:
     def __init__(self, parts: OpenStore, *, embedder: Embedder) -> None:
         self._parts: OpenStore | None = parts
         self._embedder = embedder
+        self._pending = Pending()
+        self._breaker = Breaker()
+        self._loading = Loading(getattr(embedder, "load", None))
 
     @classmethod
     def open(
@@ -94,6 +99,9 @@ class MemoryStore:
             database=parts.database,
             residents=parts.residents,
             embedder=self._embedder,
+            pending=self._pending,
+            breaker=self._breaker,
+            loading=self._loading,
         )
 
     def count_users(self) -> int:

@@ -94,6 +94,10 @@ class MiniLM:
         """The same whichever way the weights came; known without them."""
         return _IDENTITY
 
+    def load(self) -> None:
+        """Loads the model, unless it is loaded; without it the first text does. Raises as `embed_query` does."""
+        self._load([])
+
     def split(self, text: str) -> list[str]:
         """The text in parts that the model reads whole: at most 254 word pieces each, and `[text]` where it fits.
 
