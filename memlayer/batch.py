@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from memlayer.embedders.protocol import Embedder
     from memlayer.index import UserIndex
     from memlayer.records import Source
-    from memlayer.tables import RecordRow
-    from memlayer.vault import UnlockedUser, Vault
+    from memlayer.rows import RecordRow
+    from memlayer.vault import ItemChanges, UnlockedUser, Vault
 
 __all__ = ["Batch", "elements", "find", "same_content"]
 
@@ -89,8 +89,10 @@ class Batch:
             due.append(number)
         return due
 
-    def write(self, write: Write, user: UnlockedUser, index: UserIndex | None) -> list[Memory]:
-        """Writes what is due; the memories, one a turn."""
+    def write(
+        self, write: Write, user: UnlockedUser, index: UserIndex | None, *, items: ItemChanges | None = None
+    ) -> list[Memory]:
+        """Writes what is due, and `items` with it; the memories, one a turn."""
         now = datetime.now(UTC)
         due = set(self.due(user, index))
         insert: list[RecordRow] = []
@@ -107,7 +109,7 @@ class Batch:
             memory_id = found or _new_id(turn, user)
             memory = _memory(turn, memory_id, now=now)
             if found is None:
-                row = self._vault.seal_record(
+                row = self._vault.sealer.seal_record(
                     user,
                     memory_id=memory_id,
                     seq=user.manifest.next_seq + len(insert),
@@ -119,15 +121,15 @@ class Batch:
             else:
                 were += elements(index, [found])
                 row = self._vault.row(write.connection, user, found, element=were[-1])
-                own_id = self._vault.open_record(row, user=user).own_id
+                own_id = self._vault.sealer.open_record(row, user=user).own_id
                 update.append(
-                    self._vault.reseal(user, row, memory=memory, own_id=own_id, vectors=self._vectors[number])
+                    self._vault.sealer.reseal(user, row, memory=memory, own_id=own_id, vectors=self._vectors[number])
                 )
             memories.append(memory)
             if turn.id is not None:
                 by_own_id[turn.id] = memory
-        if due:
-            self._vault.change(write, user, insert=insert, update=update, were=were)
+        if due or items is not None:
+            self._vault.change(write, user, insert=insert, update=update, were=were, items=items)
         return memories
 
 

@@ -64,7 +64,7 @@ class Breaker:
         """As of now."""
         with self._lock:
             paused = max(0.0, self._until - self._clock())
-            return Health(ok=self._failures == 0, failures=self._failures, paused=paused, error=self._error)
+            return Health(ok=self._error is None, failures=self._failures, paused=paused, error=self._error)
 
     def allows(self) -> bool:
         """Whether memory may be tried; when a pause is over, for one call, and for all once that one has worked."""
@@ -79,17 +79,18 @@ class Breaker:
 
     def succeeded(self) -> None:
         """A try worked."""
-        if self._failures:
+        if self._error is not None:
             with self._lock:
                 self._failures, self._until, self._error = 0, 0.0, None
 
-    def failed(self, error: BaseException, *, doing: str, quiet: bool = False) -> None:
-        """A try failed: counts it, and unless `quiet` says so in one log line without a text."""
+    def failed(self, error: BaseException, *, doing: str, counts: bool = True, quiet: bool = False) -> None:
+        """A try failed: counts it, where it says something about the store as a whole, and unless `quiet` says so in one
+        log line without a text."""
         name = error.code if isinstance(error, MemlayerError) else type(error).__name__
         with self._lock:
-            self._failures += 1
+            self._failures += counts
             self._error = name
-            pausing = self._failures >= FAILURES_BEFORE_PAUSE
+            pausing = counts and self._failures >= FAILURES_BEFORE_PAUSE
             if pausing:
                 self._until = self._clock() + PAUSE_SECONDS
         note = f"; nothing is tried for {PAUSE_SECONDS:.0f} s" if pausing else ""

@@ -61,7 +61,7 @@ class Import:
         added = kept = 0
         for portion in self._export.portions():
             rows = [
-                self._vault.seal_record(
+                self._vault.sealer.seal_record(
                     user,
                     memory_id=memory_id,
                     seq=user.manifest.next_seq + number,

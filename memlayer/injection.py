@@ -57,10 +57,12 @@ class Prepared:
         request: what to send: a copy of what was passed in, with the blocks in it, or the very same object where
             nothing was to be added.
         block: the block of this turn; "" where nothing fits.
+        owner: the user's id; for `capture` to refuse another's.
         hits: the memories in it, best first, with their scores; a block that was made before has none.
     """
 
     request: Any
+    owner: str = field(repr=False)
     block: str = ""
     hits: Recall = field(default_factory=lambda: Recall([]))
     # For `capture`: the user's own text and its place in the ledger; "" and None where there is nothing of the user's.
@@ -81,6 +83,7 @@ class Preparation:
     """How requests are prepared.
 
     Attributes:
+        owner: the user's id.
         codec: reads and writes them.
         ledger: which memories stand behind which message, for one user.
         recall: asks for what fits a query, with at most so many hits.
@@ -91,6 +94,7 @@ class Preparation:
         count_tokens: how many tokens a text has; an estimate where it is None.
     """
 
+    owner: str
     codec: Codec
     ledger: Ledger
     recall: Callable[[str, int], Recall]
@@ -103,6 +107,7 @@ class Preparation:
     def __post_init__(self) -> None:
         if self.placement not in ("sticky", "ephemeral", "system"):
             raise InvalidInputError("placement must be sticky, ephemeral or system")
+        fitting([], max_tokens=self.max_tokens)
         if self.session is not None:
             valid_name(self.session, name="session")
 
@@ -111,20 +116,20 @@ class Preparation:
         messages = self.codec.messages(request)
         asked = [number for number, message in enumerate(messages) if message.role == "user"]
         if not messages:
-            return Prepared(request=request, session=self.session, captures=False)
+            return self._untouched(request, captures=False)
         if not asked:
             # Results of tools for a conversation that the provider keeps: only the reply is new.
-            return Prepared(request=request, session=self.session)
+            return self._untouched(request)
         own = [replace(message, text=without_blocks(message.text)) for message in messages]
         last = asked[-1]
         if own[last].text != messages[last].text:
             # Somebody around us (a framework, a gateway) has put memory here already, and will take the reply.
-            return Prepared(request=request, session=self.session, captures=False)
+            return self._untouched(request, captures=False)
         keys = ledger_keys(own, session=self.session)
         entries, memories = self.ledger.look([keys[number] for number in asked])
         carried = self._carried(own, asked[:-1], keys, entries, memories) if self._is_sticky(request) else {}
         if not own[last].text.strip():
-            return Prepared(request=self._inserted(request, own, carried), session=self.session)
+            return self._untouched(self._inserted(request, own, carried))
         key = keys[last]
         entry = entries.get(key)
         hits: Sequence[Hit] = ()
@@ -134,9 +139,10 @@ class Preparation:
         else:
             hits = self._recalled(own, last, carried)
             block = self._rendered(hits, max_tokens=self._room(carried))
-            entry = self.ledger.note(key, Entry(self.ledger.ids(hits), os.urandom(16), datetime.now(UTC), done=False))
+            entry = self.ledger.open(key, Entry((), os.urandom(16), datetime.now(UTC)), hits)
         return Prepared(
             request=self._placed(request, own, carried, last, block),
+            owner=self.owner,
             block=block,
             hits=Recall(hits),
             text=own[last].text,
@@ -144,6 +150,9 @@ class Preparation:
             entry=entry,
             session=self.session,
         )
+
+    def _untouched(self, request: Any, *, captures: bool = True) -> Prepared:
+        return Prepared(request=request, owner=self.owner, session=self.session, captures=captures)
 
     def _is_sticky(self, request: Any) -> bool:
         return self.placement == "sticky" and not self.codec.is_stateful(request)

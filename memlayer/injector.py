@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from memlayer import workers
 from memlayer.codec import Piece
-from memlayer.errors import InvalidInputError, RecallTimeoutError
+from memlayer.errors import InvalidInputError, ReadOnlyStoreError, RecallTimeoutError, StoreDamagedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -155,7 +155,9 @@ class Injector:
 
     def fail(self, error: Exception, *, doing: str) -> None:
         """Counts and logs a failure; raises it where the policy says so."""
-        self.memory.breaker.failed(error, doing=doing, quiet=self._on_error != "warn")
+        # What is about this one user or this one text says nothing about the store: it must not pause the others.
+        counts = not isinstance(error, InvalidInputError | ReadOnlyStoreError | StoreDamagedError)
+        self.memory.breaker.failed(error, doing=doing, counts=counts, quiet=self._on_error != "warn")
         if self._on_error == "raise":
             raise error
 

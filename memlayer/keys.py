@@ -274,10 +274,12 @@ class UserKeys:
     Attributes:
         epoch: which of the user's successive data keys this is.
         commitment: 16 bytes, kept in clear in the user's row.
-        text, vector, manifest, profile: seal those fields.
+        text, vector, manifest, profile, item: seal those fields.
     """
 
-    __slots__ = ("_id_key", "_set_key", "commitment", "epoch", "manifest", "profile", "text", "vector")
+    __slots__ = (
+        "_id_key", "_item_id_key", "_set_key", "commitment", "epoch", "item", "manifest", "profile", "text", "vector"
+    )  # fmt: skip
 
     def __init__(self, data_key: bytes, *, epoch: int) -> None:
         self.epoch = epoch
@@ -286,17 +288,23 @@ class UserKeys:
         self.vector = Cipher(derive(data_key, b"vector"))
         self.manifest = Cipher(derive(data_key, b"manifest"))
         self.profile = Cipher(derive(data_key, b"profile"))
+        self.item = Cipher(derive(data_key, b"item"))
+        self._item_id_key = derive(data_key, b"item id")
         self._set_key = derive(data_key, b"set")
         self._id_key = derive(data_key, b"id")
 
     @property
     def set_key(self) -> bytes:
-        """Keys the multiset hash of the user's records."""
+        """Keys the multiset hash of the user's records and items."""
         return self._set_key
 
     def memory_id(self, own_id: str) -> bytes:
         """The 16 bytes that a caller's own id is stored under: equal ids of two users have nothing in common."""
         return hmac.digest(self._id_key, own_id.encode(), "sha256")[:16]
+
+    def item_id(self, kind: int, name: bytes) -> bytes:
+        """The 16 bytes that a named item is stored under."""
+        return hmac.digest(self._item_id_key, kind.to_bytes(8) + name, "sha256")[:16]
 
     def __repr__(self) -> str:
         return f"UserKeys(epoch={self.epoch})"

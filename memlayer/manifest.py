@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from memlayer.errors import LimitExceededError, StoreDamagedError
 
-__all__ = ["BUCKETS", "BucketManifest", "StoreManifest", "UserManifest", "bucket_of", "record_element", "user_element"]
+__all__ = ["BUCKETS", "BucketManifest", "StoreManifest", "UserManifest", "bucket_of", "item_element", "record_element", "user_element"]
 
 BUCKETS = 4096
 """How many parts the directory has: enough that on a server no row of it is hot, few enough to check all at open."""
@@ -32,6 +32,7 @@ _MODULUS = 2**256
 MAX_SEALS = 2**31
 
 _RECORD = struct.Struct(">c16sQHQQI16s16s")
+_ITEM = struct.Struct(">cQ16sHQ16s")
 _USER = struct.Struct(">c16s16s16s16s")
 _MANIFEST = struct.Struct(">QQQQQ32s")
 _BUCKET = struct.Struct(">QQ32s")
@@ -66,6 +67,19 @@ def record_element(
     except struct.error:
         raise StoreDamagedError("a record has a number that is larger than any can be") from None
     return _element(key, memory_id, encoded)
+
+
+def item_element(key: bytes, *, kind: int, item_id: bytes, epoch: int, version: int, item_tag: bytes) -> int:
+    """One item in its user's set: every clear column of the row, and its seal by the tag.
+
+    Raises:
+        StoreDamagedError: a number or an identifier that no item can have.
+    """
+    try:
+        encoded = _ITEM.pack(b"i", kind, item_id, epoch, version, item_tag)
+    except struct.error:
+        raise StoreDamagedError("an item has a number that is larger than any can be") from None
+    return _element(key, item_id, encoded)
 
 
 def user_element(key: bytes, *, uref: bytes, data_key_tag: bytes, manifest_tag: bytes, profile_tag: bytes) -> int:
@@ -103,7 +117,10 @@ class UserManifest:
     seals: int = 0
     total: int = 0
 
-    def changed(self, *, added: list[int], removed: list[int], seals: int, appended: int = 0) -> UserManifest:
+    def changed(
+        self, *, added: list[int], removed: list[int], seals: int, appended: int = 0,
+        items_added: list[int] | None = None, items_removed: list[int] | None = None,
+    ) -> UserManifest:  # fmt: skip
         """The manifest after one write.
 
         Args:
@@ -111,6 +128,7 @@ class UserManifest:
             removed: the elements of forgotten records, and of updated ones as they were.
             seals: how many envelopes the write sealed, the new manifest's own included.
             appended: how many insertion numbers it took.
+            items_added, items_removed: likewise the elements of items.
 
         Raises:
             LimitExceededError: the user's data key has sealed as much as is safe.
@@ -120,18 +138,21 @@ class UserManifest:
                 "this user's data key has sealed as much as is safe; export the user and import it anew",
                 limit=MAX_SEALS,
             )
+        items_added, items_removed = items_added or [], items_removed or []
+        total = self.total + sum(added) - sum(removed) + sum(items_added) - sum(items_removed)
         return replace(
             self,
             generation=self.generation + 1,
             records=self.records + len(added) - len(removed),
+            items=self.items + len(items_added) - len(items_removed),
             next_seq=self.next_seq + appended,
             seals=self.seals + seals,
-            total=(self.total + sum(added) - sum(removed)) % _MODULUS,
+            total=total % _MODULUS,
         )
 
-    def holds(self, *, records: int, total: int) -> bool:
+    def holds(self, *, records: int, total: int, items: int = 0) -> bool:
         """Whether rows that were read are exactly the ones that were written."""
-        return records == self.records and total % _MODULUS == self.total
+        return records == self.records and items == self.items and total % _MODULUS == self.total
 
     def encode(self) -> bytes:
         return _MANIFEST.pack(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlayer.codec import MESSAGES
 from memlayer.injection import Preparation, Prepared
+from memlayer.items import Items
 from memlayer.ledger import Ledger
 from memlayer.batch import Batch, elements, find
 from memlayer.embedding import embed_query, embed_texts, given_query
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from memlayer.health import Breaker, Health, Loading
     from memlayer.index import UserIndex
     from memlayer.injection import Placement
-    from memlayer.ledger import Pending
+    from memlayer.items import ItemKind
+    from memlayer.ledger import Entry, Pending
     from memlayer.records import JsonObject, Role, Session, Source
     from memlayer.reports import ImportReport
     from memlayer.resident import Resident, Residents
@@ -150,14 +152,7 @@ class UserMemory:
             with self._vault.write() as write:
                 user = self._vault.unlock(write.connection, self._user_id) or self._vault.new_user(self._user_id)
                 return batch.write(write, user, None)
-        while True:
-            with self._resident.reading() as (known, index):
-                due = batch.due(known, index)
-            batch.embed(self._embedder, due, progress=progress)
-            with self._vault.write() as write, self._resident.writing(write) as (user, index):
-                if batch.is_embedded(batch.due(user, index)):
-                    return batch.write(write, user, index)
-            # Another process forgot one of them in between: that one is to be embedded after all.
+        return self._write(batch, progress=progress)
 
     def update(self, id: str, *, text: str | None = None, metadata: JsonObject | None = None) -> Memory:
         """Changes a memory in place; what is None stays. Only a new text is embedded.
@@ -178,12 +173,12 @@ class UserMemory:
                 raise _not_found()
             were = elements(index, [memory_id])
             row = self._vault.row(write.connection, user, memory_id, element=were[0])
-            opened = self._vault.open_record(row, user=user)
+            opened = self._vault.sealer.open_record(row, user=user)
             changes: dict[str, Any] = {"written": datetime.now(UTC)}
             changes |= {} if text is None else {"text": text}
             changes |= {} if metadata is None else {"metadata": metadata}
             memory = opened.memory.model_copy(update=changes)
-            sealed = self._vault.reseal(user, row, memory=memory, own_id=opened.own_id, vectors=vectors)
+            sealed = self._vault.sealer.reseal(user, row, memory=memory, own_id=opened.own_id, vectors=vectors)
             self._vault.change(write, user, update=[sealed], were=were)
             return memory
 
@@ -238,6 +233,7 @@ class UserMemory:
             memories = user.manifest.records
             if user.row.manifest:
                 self._vault.erase(write, user)
+        self._pending.clear(self._user_id)
         cleaned = self._database.rebuild()
         if not cleaned:
             log.warning(_STILL_THERE)
@@ -359,39 +355,85 @@ class UserMemory:
         sources: Sequence[Source] | None = None,
         codec: Codec = MESSAGES,
     ) -> Prepared:
-        def recall(query: str, count: int) -> Recall:
-            return self.recall(query, k=count, min_score=min_score, where=where, sources=sources)
+        """A copy of a request with what memory has for the user's latest words; see `memlayer.injection`.
 
-        preparation = Preparation(
-            codec=codec,
-            ledger=self._ledger,
-            recall=recall,
+        What every adapter calls; for a client that nobody has wrapped, call it and send `.messages`:
+
+            prepared = alice.prepare(messages, session="s1")
+            reply = ask_my_model(prepared.messages)
+            alice.capture(prepared, reply)
+
+        Args:
+            messages: `{"role": ..., "content": ...}`, oldest first; or what `codec` reads. Never changed.
+            session: the conversation that the turns belong to.
+            placement: where the block goes: "sticky", "ephemeral" or "system".
+            k: how many memories there are in a block at most.
+            max_tokens: how long a block may be.
+            count_tokens: how many tokens a text has; by default one for three bytes.
+            min_score, where, sources: as `recall` takes them.
+            codec: reads and writes the request.
+        """
+        return self._preparation(
+            codec,
             session=session,
             placement=placement,
             k=k,
             max_tokens=max_tokens,
             count_tokens=count_tokens,
-        )
-        return preparation.prepare(messages)
-
-    def check_options(self, **options: Any) -> None:
-        """Raises `InvalidInputError` for what `prepare` would not take."""
+            min_score=min_score,
+            where=where,
+            sources=sources,
+        ).prepare(messages)
 
     def capture(self, prepared: Prepared, reply: str | None, *, complete: bool = True) -> list[Memory]:
+        """Remembers both sides of a turn, in one commit: what the user said, unless it has been, and the reply.
+
+        Args:
+            prepared: from `prepare` of this same user.
+            reply: what the assistant said; None where it said nothing yet (it calls a tool) or nothing to keep.
+            complete: false for a reply that broke off, which is then marked `{"incomplete": true}`.
+
+        Returns:
+            What was remembered.
+        """
+        if prepared.owner != self._user_id:
+            raise InvalidInputError("this was prepared for another user; nothing was remembered")
+        if reply is not None and not isinstance(reply, str):
+            raise InvalidInputError(f"a reply must be a str or None, not {type(reply).__name__}")
+        key, entry = prepared.key, prepared.entry
+        ledger = self._ledger
         turns = []
-        if prepared.entry is not None:
-            turns.append(Turn(text=prepared.text, session=prepared.session, at=prepared.entry.at, id=prepared.entry.turn.hex()))
-        if reply:
+        if key is not None and entry is not None:
+            entry = ledger.current(key, entry)
+            if not entry.said:
+                turns.append(
+                    Turn(text=prepared.text, session=prepared.session, at=entry.at, id=entry.turn.hex())
+                )
+        if reply is not None and reply.strip():
             metadata = None if complete else {"incomplete": True}
             turns.append(Turn(text=reply, role="assistant", session=prepared.session, metadata=metadata))
-        memories = self.remember_many(turns)
-        if prepared.entry is not None and prepared.key is not None and reply:
-            self._pending.put(self._user_id, prepared.key, replace(prepared.entry, done=True))
+            entry = None if entry is None else replace(entry, done=True)
+        if not turns:
+            return []
+        if key is None or entry is None:
+            return self.remember_many(turns)
+        entry = replace(entry, said=True)
+        memories = self._write(Batch(turns, vault=self._vault, replace=False), entry=(key, entry))
+        ledger.written(key)
         return memories
+
+    def items(self, kind: ItemKind) -> Items:
+        """This user's named things of one kind, which are no memories; for adapters that keep some."""
+        return Items(kind, vault=self._vault, resident=self._resident)
 
     @property
     def health(self) -> Health:
+        """How memory has been doing in the adapters of this process, for the whole store."""
         return self.breaker.health
+
+    def check_options(self, **options: Any) -> None:
+        """Raises for options that `prepare` would not take, before the first request does."""
+        self._preparation(MESSAGES, **options)
 
     # ---------------------------------------------------------------- move
 
@@ -421,9 +463,54 @@ class UserMemory:
 
     # ---------------------------------------------------------------- inside
 
+    def _write(
+        self, batch: Batch, *, progress: bool = False, entry: tuple[bytes, Entry] | None = None
+    ) -> list[Memory]:
+        while True:
+            with self._resident.reading() as (known, index):
+                due = batch.due(known, index)
+            batch.embed(self._embedder, due, progress=progress)
+            with self._vault.write() as write, self._resident.writing(write) as (user, index):
+                if batch.is_embedded(batch.due(user, index)):
+                    items = None if entry is None else self._ledger.changes(user, *entry)
+                    return batch.write(write, user, index, items=items)
+            # Another process forgot one of them in between: that one is to be embedded after all.
+
+    def _preparation(
+        self,
+        codec: Codec,
+        *,
+        session: str | None = None,
+        placement: Placement = "sticky",
+        k: int = 10,
+        max_tokens: int = 800,
+        count_tokens: Callable[[str], int] | None = None,
+        min_score: float | None = None,
+        where: Mapping[str, Any] | None = None,
+        sources: Sequence[Source] | None = None,
+    ) -> Preparation:
+        Condition(sources=sources, where=where)
+        if min_score is not None:
+            _score(min_score)
+
+        def recall(query: str, count: int) -> Recall:
+            return self.recall(query, k=min(count, MAX_K), min_score=min_score, where=where, sources=sources)
+
+        return Preparation(
+            owner=self._user_id,
+            codec=codec,
+            ledger=self._ledger,
+            recall=recall,
+            session=session,
+            placement=placement,
+            k=_count(k, name="k", most=MAX_K),
+            max_tokens=max_tokens,
+            count_tokens=count_tokens,
+        )
+
     @property
     def _ledger(self) -> Ledger:
-        return Ledger(self._user_id, pending=self._pending, index=lambda: {bytes.fromhex(m.id): m for m in self.history(limit=1000)})
+        return Ledger(self._user_id, vault=self._vault, resident=self._resident, pending=self._pending)
 
     @property
     def _resident(self) -> Resident:
@@ -439,9 +526,10 @@ def _hit(memory: Memory, score: float, *, explain: bool) -> Hit:
     return Hit.model_construct(**dict(memory), score=score, parts=parts)
 
 
-def _count(value: int, *, name: str, most: int) -> None:
+def _count(value: int, *, name: str, most: int) -> int:
     if type(value) is not int or not 1 <= value <= most:
         raise InvalidInputError(f"{name} must be an int from 1 to {most}", name=name, limit=most)
+    return value
 
 
 def _score(value: float) -> float:

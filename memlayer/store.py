@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NoReturn
 from memlayer.embedders.resolve import resolve
 from memlayer.errors import InvalidInputError, StoreClosedError
 from memlayer.health import Breaker, Loading
-from memlayer.ledger import Pending
 from memlayer.newfile import named
 from memlayer.records import valid_name
 
@@ -37,7 +36,10 @@ class MemoryStore:
     def __init__(self, parts: OpenStore, *, embedder: Embedder) -> None:
         self._parts: OpenStore | None = parts
         self._embedder = embedder
+        from memlayer.ledger import Pending
+
         self._pending = Pending()
+        parts.database.in_child(self._pending.forked)
         self._breaker = Breaker()
         self._loading = Loading(getattr(embedder, "load", None))
 

@@ -6,7 +6,7 @@ What a row of a damaged file holds is checked for type and size here, so that no
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -14,8 +14,22 @@ from sqlalchemy.engine import Connection
 from memlayer import migrations
 from memlayer.database import change, fetch
 from memlayer.errors import FormatTooNewError, NotAStoreError, StoreDamagedError
+from memlayer.rows import (
+    SIZES,
+    TYPES,
+    BucketRow,
+    EmbedderRow,
+    ItemId,
+    ItemRow,
+    MetaRow,
+    RecordRow,
+    Row,
+    RowCount,
+    SlotRow,
+    UserRow,
+)
 
-__all__ = ["BucketRow", "EmbedderRow", "MetaRow", "RecordRow", "RowCount", "SlotRow", "UserRow"]
+__all__ = ["BucketRow", "EmbedderRow", "ItemId", "ItemRow", "MetaRow", "RecordRow", "RowCount", "SlotRow", "UserRow"]
 
 
 class _Bytes(sa.types.UserDefinedType[bytes]):
@@ -62,100 +76,10 @@ items = _table(
 _IDS_A_STATEMENT = 1000
 
 
-class MetaRow(NamedTuple):
-    """The store itself; one row."""
-
-    magic: bytes
-    format: int
-    store_id: bytes
-    sk_epoch: int
-    commitment: bytes
-    index_key: bytes
-    manifest: bytes
-
-
-class SlotRow(NamedTuple):
-    """One way to the store key."""
-
-    slot_id: int
-    sk_epoch: int
-    kind: int
-    memory_kib: int
-    iterations: int
-    lanes: int
-    salt: bytes
-    commitment: bytes
-    sealed: bytes
-
-
-class EmbedderRow(NamedTuple):
-    """One embedder that the store was written with."""
-
-    embedder_no: int
-    sealed: bytes
-
-
-class BucketRow(NamedTuple):
-    """One bucket of the directory."""
-
-    bucket: int
-    sealed: bytes
-
-
-class UserRow(NamedTuple):
-    """One user."""
-
-    uref: bytes
-    sk_epoch: int
-    dek_epoch: int
-    commitment: bytes
-    generation: int
-    data_key: bytes
-    manifest: bytes
-    profile: bytes
-
-
-class RecordRow(NamedTuple):
-    """One memory."""
-
-    uref: bytes
-    memory_id: bytes
-    seq: int
-    dek_epoch: int
-    changed: int
-    text_version: int
-    vector_version: int
-    embedder_no: int
-    text: bytes
-    vector: bytes
-
-
-class RowCount(NamedTuple):
-    """How many rows a user has in one table."""
-
-    uref: bytes
-    rows: int
-
-
-_R = TypeVar("_R", MetaRow, SlotRow, EmbedderRow, BucketRow, UserRow, RecordRow, RowCount)
-
-
-# The columns of one size. The schema holds it too, but a damaged file need not keep to its schema.
-_SIZES: dict[type, dict[str, int]] = {
-    MetaRow: {"magic": 8, "store_id": 16, "commitment": 32, "index_key": 66, "manifest": 586},
-    SlotRow: {"salt": 16, "commitment": 32, "sealed": 66},
-    EmbedderRow: {},
-    BucketRow: {"sealed": 82},
-    UserRow: {"uref": 16, "commitment": 16, "data_key": 66, "manifest": 106},
-    RecordRow: {"uref": 16, "memory_id": 16},
-    RowCount: {"uref": 16},
-}
-
-
-def _read(connection: Connection, statement: sa.Select[Any], kind: type[_R], **values: object) -> list[_R]:
+def _read(connection: Connection, statement: sa.Select[Any], kind: type[Row], **values: object) -> list[Row]:
     """The rows, each column of the type and size that it must have, whatever the file says."""
-    types = tuple(kind.__annotations__.values())
-    sizes = [(kind._fields.index(name), size) for name, size in _SIZES[kind].items()]
+    types = TYPES[kind]
+    sizes = [(kind._fields.index(name), size) for name, size in SIZES[kind].items()]
     rows = []
     for row in fetch(connection, statement, values):
         # 64-bit and not negative: every number of the format is a count, a version or an identifier.
@@ -167,7 +91,7 @@ def _read(connection: Connection, statement: sa.Select[Any], kind: type[_R], **v
     return rows
 
 
-def _columns(table: sa.Table, kind: type[_R]) -> list[sa.Column[Any]]:
+def _columns(table: sa.Table, kind: type[Row]) -> list[sa.Column[Any]]:
     return [table.c[name] for name in kind._fields]
 
 
@@ -178,7 +102,7 @@ def _touched(connection: Connection, statement: sa.UpdateBase, values: dict[str,
         raise StoreDamagedError("a change touched another number of rows than it must", expected=exactly, touched=count)
 
 
-def _only(rows: list[_R]) -> _R | None:
+def _only(rows: list[Row]) -> Row | None:
     if len(rows) > 1:
         raise StoreDamagedError("there are several rows where there can be one", rows=len(rows))
     return rows[0] if rows else None
@@ -228,7 +152,10 @@ def _described(statement: str) -> tuple[str, str, str | None]:
 _uref: sa.BindParameter[bytes] = sa.bindparam("the_uref")
 _bucket: sa.BindParameter[int] = sa.bindparam("the_bucket")
 _memory_ids: sa.BindParameter[list[bytes]] = sa.bindparam("memory_ids", expanding=True)
+_item_ids: sa.BindParameter[list[bytes]] = sa.bindparam("item_ids", expanding=True)
+_kind: sa.BindParameter[int] = sa.bindparam("the_kind")
 _own_records = records.c.uref == _uref
+_own_items = items.c.uref == _uref
 
 _META = sa.select(*_columns(meta, MetaRow))
 _META_UPDATE = sa.update(meta).where(meta.c.manifest == sa.bindparam("old"))
@@ -253,7 +180,11 @@ _RECORD_IDS = sa.select(records.c.memory_id).where(_own_records).order_by(record
 _RECORD_UPDATE = sa.update(records).where(_own_records & (records.c.memory_id == sa.bindparam("the_id")))
 _RECORDS_DELETE = sa.delete(records).where(_own_records & records.c.memory_id.in_(_memory_ids))
 _ALL_RECORDS_DELETE = sa.delete(records).where(_own_records)
-_ALL_ITEMS_DELETE = sa.delete(items).where(items.c.uref == _uref)
+_ITEMS = sa.select(*_columns(items, ItemRow)).where(_own_items & (items.c.version > sa.bindparam("after")))
+_ITEM_IDS = sa.select(*_columns(items, ItemId)).where(_own_items)
+_ITEM_UPDATE = sa.update(items).where(_own_items & (items.c.kind == _kind) & (items.c.item_id == sa.bindparam("the_id")))
+_ITEMS_DELETE = sa.delete(items).where(_own_items & (items.c.kind == _kind) & items.c.item_id.in_(_item_ids))
+_ALL_ITEMS_DELETE = sa.delete(items).where(_own_items)
 _RECORD_COUNTS = sa.select(records.c.uref, sa.func.count()).group_by(records.c.uref)
 _ITEM_COUNTS = sa.select(items.c.uref, sa.func.count()).group_by(items.c.uref)
 
@@ -372,6 +303,33 @@ def delete_all_records(connection: Connection, uref: bytes, *, count: int, item_
     _touched(connection, _ALL_ITEMS_DELETE, {"the_uref": uref}, exactly=item_count)
 
 
+def read_items(connection: Connection, uref: bytes, *, after: int) -> list[ItemRow]:
+    """The user's items that were written after the generation `after`; after 0, all."""
+    return _read(connection, _ITEMS, ItemRow, the_uref=uref, after=after)
+
+
+def read_item_ids(connection: Connection, uref: bytes) -> list[ItemId]:
+    """Which items the user has."""
+    return _read(connection, _ITEM_IDS, ItemId, the_uref=uref)
+
+
+def insert_items(connection: Connection, rows: Sequence[ItemRow]) -> None:
+    change(connection, sa.insert(items), [row._asdict() for row in rows])
+
+
+def update_item(connection: Connection, row: ItemRow) -> None:
+    """Replaces one item by what it is now."""
+    values = {"the_uref": row.uref, "the_kind": row.kind, "the_id": row.item_id, **row._asdict()}
+    _touched(connection, _ITEM_UPDATE, values, exactly=1)
+
+
+def delete_items(connection: Connection, uref: bytes, *, kind: int, item_ids: Sequence[bytes]) -> None:
+    """Deletes exactly these items."""
+    for some in _portions(item_ids):
+        values = {"the_uref": uref, "the_kind": kind, "item_ids": some}
+        _touched(connection, _ITEMS_DELETE, values, exactly=len(some))
+
+
 def count_records(connection: Connection) -> list[RowCount]:
     """How many records each user has, whether or not the user's row is there."""
     return _read(connection, _RECORD_COUNTS, RowCount)
@@ -382,5 +340,5 @@ def count_items(connection: Connection) -> list[RowCount]:
     return _read(connection, _ITEM_COUNTS, RowCount)
 
 
-def _portions(memory_ids: Sequence[bytes]) -> list[Sequence[bytes]]:
-    return [memory_ids[i : i + _IDS_A_STATEMENT] for i in range(0, len(memory_ids), _IDS_A_STATEMENT)]
+def _portions(ids: Sequence[bytes]) -> list[Sequence[bytes]]:
+    return [ids[i : i + _IDS_A_STATEMENT] for i in range(0, len(ids), _IDS_A_STATEMENT)]

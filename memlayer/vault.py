@@ -21,28 +21,22 @@ from typing import TYPE_CHECKING, NoReturn
 from memlayer import tables
 from memlayer.directory import Directory, Write
 from memlayer.embedders.protocol import EmbedderIdentity
-from memlayer.envelope import Field, Place, pad, tag, unpad
+from memlayer.envelope import Field, Place, pad, unpad
 from memlayer.errors import FormatTooNewError, StoreDamagedError
-from memlayer.manifest import BUCKETS, UserManifest, bucket_of, record_element
-from memlayer.payload import decode_turn, decode_vectors, encode_turn, encode_vectors
-from memlayer.tables import EmbedderRow, RecordRow, UserRow
+from memlayer.manifest import BUCKETS, UserManifest, bucket_of
+from memlayer.rows import EmbedderRow, ItemRow, RecordRow, UserRow
+from memlayer.sealer import EMBEDDER_NO, OpenedItem, OpenedRecord, Sealer, UnlockedUser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from sqlalchemy.engine import Connection
 
     from memlayer.database import Database
     from memlayer.guard import FileGuard
     from memlayer.keys import StoreKeys, UserKeys
-    from memlayer.records import Memory
 
-__all__ = ["OpenedRecord", "UnlockedUser", "Vault"]
-
-EMBEDDER_NO = 1
-"""The first embedder of a store; another one gets the next number when the store is embedded anew."""
+__all__ = ["EMBEDDER_NO", "ItemChanges", "OpenedItem", "OpenedRecord", "UnlockedUser", "Vault"]
 
 # A few kilobytes each; whoever is not among them costs some 50 us more.
 _UNLOCKED_USERS = 1024
@@ -51,41 +45,31 @@ _RECORDS_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnlockedUser:
-    """One user as the store had it at one moment.
+class ItemChanges:
+    """What one write does to a user's items.
 
     Attributes:
-        uref: 16 bytes.
-        row: as it stands in the store; for a user who has nothing yet, what will be inserted, without a manifest.
-        keys: opened with the store's.
-        manifest: what the rows must add up to.
+        put: as they are now, sealed for the next generation.
+        replaced: those of them that were there, as they were, verified.
+        drop: what goes, as it was, verified.
     """
 
-    uref: bytes
-    row: UserRow
-    keys: UserKeys
-    manifest: UserManifest
+    put: Sequence[ItemRow] = ()
+    replaced: Sequence[OpenedItem] = ()
+    drop: Sequence[OpenedItem] = ()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedRecord:
-    """One record, opened.
-
-    Attributes:
-        memory_id: 16 bytes.
-        seq: its insertion number.
-        element: it in the user's multiset hash.
-        memory: what was remembered.
-        own_id: the caller's id of it, or None.
-        vectors: `(parts, dimensions)` float32, unit length.
-    """
-
-    memory_id: bytes
-    seq: int
-    element: int
-    memory: Memory
-    own_id: str | None
-    vectors: NDArray[np.float32]
+    def write(self, connection: Connection, uref: bytes) -> None:
+        """Writes the rows."""
+        there = {(item.kind, item.item_id) for item in self.replaced}
+        new = [row for row in self.put if (row.kind, row.item_id) not in there]
+        if new:
+            tables.insert_items(connection, new)
+        for row in self.put:
+            if (row.kind, row.item_id) in there:
+                tables.update_item(connection, row)
+        for kind in {item.kind for item in self.drop}:
+            item_ids = [item.item_id for item in self.drop if item.kind == kind]
+            tables.delete_items(connection, uref, kind=kind, item_ids=item_ids)
 
 
 class Vault:
@@ -98,6 +82,7 @@ class Vault:
 
     Attributes:
         directory: which users there are.
+        sealer: seals and opens their rows.
     """
 
     def __init__(self, database: Database, *, keys: StoreKeys, guard: FileGuard | None) -> None:
@@ -105,6 +90,7 @@ class Vault:
         self._keys = keys
         self._guard = guard
         self._identities: dict[int, bytes] = {}
+        self.sealer = Sealer(keys.store_id, identities=self._identities)
         self.directory = Directory(database, keys=keys)
         # HKDF for a user costs more than all the rest of opening one; the sealed data key says whether it is still it.
         self._unlocked: dict[bytes, tuple[bytes, UserKeys]] = {}
@@ -129,7 +115,7 @@ class Vault:
             identities[row.embedder_no] = EmbedderIdentity.model_validate_json(opened)
         if EMBEDDER_NO not in identities:
             raise StoreDamagedError("the store does not say which embedder it was written with")
-        self._identities = {number: identity.digest() for number, identity in identities.items()}
+        self._identities.update({number: identity.digest() for number, identity in identities.items()})
         return identities[EMBEDDER_NO]
 
     def verify_users(self, connection: Connection) -> tuple[int, int]:
@@ -196,20 +182,27 @@ class Vault:
 
     def change(
         self, write: Write, user: UnlockedUser, *, insert: Sequence[RecordRow] = (), update: Sequence[RecordRow] = (),
-        delete: Sequence[bytes] = (), were: Sequence[int] = (),
+        delete: Sequence[bytes] = (), were: Sequence[int] = (), items: ItemChanges | None = None,
     ) -> UnlockedUser:  # fmt: skip
-        """One generation of one user's records; the user as it is afterwards.
+        """One generation of one user's records and items; the user as it is afterwards.
 
         Args:
             insert: new records, sealed for the next generation.
             update: records as they are now, sealed for the next generation.
             delete: ids of records that go.
             were: the elements of all updated and deleted records as they were, verified.
+            items: what changes of the items.
         """
-        added = [self.element(row, keys=user.keys) for row in (*insert, *update)]
-        # Each row has at most two new seals, and the manifest one.
+        items = items or ItemChanges()
+        added = [self.sealer.element(row, keys=user.keys) for row in (*insert, *update)]
+        # Each record has at most two new seals, an item one, and the manifest one.
         manifest = user.manifest.changed(
-            added=added, removed=list(were), seals=2 * len(added) + 1, appended=len(insert)
+            added=added,
+            removed=list(were),
+            seals=2 * len(added) + len(items.put) + 1,
+            appended=len(insert),
+            items_added=[self.sealer.item_element(row, keys=user.keys) for row in items.put],
+            items_removed=[item.element for item in (*items.replaced, *items.drop)],
         )
         place = self._place(Field.MANIFEST, user.uref, user.keys, version=manifest.generation)
         sealed = user.keys.manifest.seal(manifest.encode(), place=place)
@@ -226,6 +219,7 @@ class Vault:
         for row in update:
             tables.update_record(write.connection, row)
         tables.delete_records(write.connection, user.uref, delete)
+        items.write(write.connection, user.uref)
         return replace(user, row=after, manifest=manifest)
 
     def erase(self, write: Write, user: UnlockedUser) -> None:
@@ -243,7 +237,7 @@ class Vault:
         """The records that were changed after a generation; each authentic, whether they are all is for the caller
         to add up (see `UserManifest.holds`)."""
         rows = tables.read_records(connection, user.uref, after=after)
-        return [self.open_record(row, user=user) for row in rows]
+        return [self.sealer.open_record(row, user=user) for row in rows]
 
     def stream(self, connection: Connection, user: UnlockedUser) -> Iterator[OpenedRecord]:
         """All records, oldest first, a portion in memory at a time. Only when it ends without an error were they
@@ -254,11 +248,22 @@ class Vault:
             portion = memory_ids[start : start + _RECORDS_AT_ONCE]
             rows = tables.read_records_by_id(connection, user.uref, portion)
             for row in sorted(rows, key=lambda row: row.seq):
-                opened = self.open_record(row, user=user)
+                opened = self.sealer.open_record(row, user=user)
                 total += opened.element
                 yield opened
-        if not user.manifest.holds(records=len(memory_ids), total=total):
+        items = self.read_items(connection, user, after=0)
+        total += sum(item.element for item in items)
+        if not user.manifest.holds(records=len(memory_ids), items=len(items), total=total):
             self.refuse_rows()
+
+    def read_items(self, connection: Connection, user: UnlockedUser, *, after: int) -> list[OpenedItem]:
+        """The items that were written after a generation; as `read` has it for records."""
+        rows = tables.read_items(connection, user.uref, after=after)
+        return [self.sealer.open_item(row, user=user) for row in rows]
+
+    def item_ids(self, connection: Connection, user: UnlockedUser) -> list[tuple[int, bytes]]:
+        """The kinds and ids of the items that there are; not authenticated by itself."""
+        return [tuple(row) for row in tables.read_item_ids(connection, user.uref)]
 
     def ids(self, connection: Connection, user: UnlockedUser) -> list[bytes]:
         """The ids of the records that there are, oldest first; not authenticated by itself."""
@@ -267,7 +272,7 @@ class Vault:
     def row(self, connection: Connection, user: UnlockedUser, memory_id: bytes, *, element: int) -> RecordRow:
         """The sealed row of a record whose element is known from a verified index."""
         rows = [row for row in tables.read_records_by_id(connection, user.uref, [memory_id])
-                if row.memory_id == memory_id and self.element(row, keys=user.keys) == element]  # fmt: skip
+                if row.memory_id == memory_id and self.sealer.element(row, keys=user.keys) == element]  # fmt: skip
         if len(rows) != 1:
             self.refuse_rows()
         return rows[0]
@@ -278,83 +283,6 @@ class Vault:
         raise StoreDamagedError(
             "a user's memories are not those that were written: some were removed, added, changed or replaced by "
             "older ones"
-        )
-
-    def seal_record(
-        self, user: UnlockedUser, *, memory_id: bytes, seq: int, memory: Memory, own_id: str | None,
-        vectors: NDArray[np.float32],
-    ) -> RecordRow:  # fmt: skip
-        """A record of the user's next generation."""
-        version = user.manifest.generation + 1
-        text_place = self._place(Field.TEXT, user.uref, user.keys, record=memory_id, version=version)
-        return RecordRow(
-            uref=user.uref,
-            memory_id=memory_id,
-            seq=seq,
-            dek_epoch=user.keys.epoch,
-            changed=version,
-            text_version=version,
-            vector_version=version,
-            embedder_no=EMBEDDER_NO,
-            text=user.keys.text.seal(encode_turn(memory, own_id=own_id), place=text_place),
-            vector=user.keys.vector.seal(
-                encode_vectors(vectors), place=self._vector_place(user, memory_id, version, EMBEDDER_NO)
-            ),
-        )
-
-    def reseal(
-        self, user: UnlockedUser, row: RecordRow, *, memory: Memory, own_id: str | None,
-        vectors: NDArray[np.float32] | None,
-    ) -> RecordRow:  # fmt: skip
-        """The record with another text field, and another vector field unless `vectors` is None."""
-        version = user.manifest.generation + 1
-        place = self._place(Field.TEXT, user.uref, user.keys, record=row.memory_id, version=version)
-        text = user.keys.text.seal(encode_turn(memory, own_id=own_id), place=place)
-        row = row._replace(changed=version, text_version=version, text=text)
-        if vectors is None:
-            return row
-        vector_place = self._vector_place(user, row.memory_id, version, EMBEDDER_NO)
-        vector = user.keys.vector.seal(encode_vectors(vectors), place=vector_place)
-        return row._replace(vector_version=version, embedder_no=EMBEDDER_NO, vector=vector)
-
-    def open_record(self, row: RecordRow, *, user: UnlockedUser) -> OpenedRecord:
-        """The record, if it is this user's and as it was sealed."""
-        binding = self._identities.get(row.embedder_no)
-        if binding is None:
-            raise StoreDamagedError("a memory names an embedder that the store does not know")
-        keys = user.keys
-        text = keys.text.open(
-            row.text, place=self._place(Field.TEXT, user.uref, keys, record=row.memory_id, version=row.text_version)
-        )
-        vector = keys.vector.open(
-            row.vector, place=self._vector_place(user, row.memory_id, row.vector_version, row.embedder_no)
-        )
-        memory, own_id = decode_turn(text, memory_id=row.memory_id)
-        if own_id is not None and keys.memory_id(own_id) != row.memory_id:
-            raise StoreDamagedError("a memory stands under another id than its own")
-        return OpenedRecord(
-            memory_id=row.memory_id,
-            seq=row.seq,
-            element=self.element(row, keys=keys),
-            memory=memory,
-            own_id=own_id,
-            vectors=decode_vectors(vector),
-        )
-
-    def element(self, row: RecordRow, *, keys: UserKeys) -> int:
-        """The record in its user's multiset hash: all of its clear columns, and both seals."""
-        if row.changed != max(row.text_version, row.vector_version) or row.dek_epoch != keys.epoch:
-            raise StoreDamagedError("a memory's versions do not fit together")
-        return record_element(
-            keys.set_key,
-            memory_id=row.memory_id,
-            seq=row.seq,
-            epoch=row.dek_epoch,
-            text_version=row.text_version,
-            vector_version=row.vector_version,
-            embedder_no=row.embedder_no,
-            text_tag=tag(row.text),
-            vector_tag=tag(row.vector),
         )
 
     # ---------------------------------------------------------------- inside
@@ -390,17 +318,6 @@ class Vault:
     def _place(self, kind: Field, uref: bytes, keys: UserKeys, *, record: bytes = bytes(16), version: int = 0) -> Place:
         return Place(
             field=kind, store_id=self._keys.store_id, uref=uref, record=record, epoch=keys.epoch, version=version
-        )
-
-    def _vector_place(self, user: UnlockedUser, memory_id: bytes, version: int, embedder_no: int) -> Place:
-        return Place(
-            field=Field.VECTOR,
-            store_id=self._keys.store_id,
-            uref=user.uref,
-            record=memory_id,
-            epoch=user.keys.epoch,
-            version=version,
-            binding=self._identities[embedder_no],
         )
 
     def _embedder_place(self, number: int) -> Place:

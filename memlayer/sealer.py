@@ -1,0 +1,225 @@
+"""From what was remembered to sealed rows, and back: records and items of one user at a time, without a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memlayer.envelope import Field, Place, pad, tag, unpad
+from memlayer.errors import StoreDamagedError
+from memlayer.manifest import UserManifest, item_element, record_element
+from memlayer.payload import decode_turn, decode_vectors, encode_turn, encode_vectors
+from memlayer.rows import ItemRow, RecordRow, UserRow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memlayer.keys import UserKeys
+    from memlayer.records import Memory
+
+__all__ = ["EMBEDDER_NO", "OpenedItem", "OpenedRecord", "Sealer", "UnlockedUser"]
+
+EMBEDDER_NO = 1
+"""The first embedder of a store; another one gets the next number when the store is embedded anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnlockedUser:
+    """One user as the store had it at one moment.
+
+    Attributes:
+        uref: 16 bytes.
+        row: as it stands in the store; for a user who has nothing yet, what will be inserted, without a manifest.
+        keys: opened with the store's.
+        manifest: what the rows must add up to.
+    """
+
+    uref: bytes
+    row: UserRow
+    keys: UserKeys
+    manifest: UserManifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRecord:
+    """One record, opened.
+
+    Attributes:
+        memory_id: 16 bytes.
+        seq: its insertion number.
+        element: it in the user's multiset hash.
+        memory: what was remembered.
+        own_id: the caller's id of it, or None.
+        vectors: `(parts, dimensions)` float32, unit length.
+    """
+
+    memory_id: bytes
+    seq: int
+    element: int
+    memory: Memory
+    own_id: str | None
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedItem:
+    """One item, opened.
+
+    Attributes:
+        kind: what it is; see `memlayer.items`.
+        item_id: 16 bytes.
+        version: the generation that wrote it.
+        element: it in the user's multiset hash.
+        content: what was sealed, without the padding.
+    """
+
+    kind: int
+    item_id: bytes
+    version: int
+    element: int
+    content: bytes
+
+
+class Sealer:
+    """Seals and opens the rows of one store's users.
+
+    Args:
+        store_id: the store's.
+        identities: the digests of the embedders that vectors are bound to, by number; filled when the store is opened.
+    """
+
+    def __init__(self, store_id: bytes, *, identities: dict[int, bytes]) -> None:
+        self._store_id = store_id
+        self._identities = identities
+
+    def seal_record(
+        self, user: UnlockedUser, *, memory_id: bytes, seq: int, memory: Memory, own_id: str | None,
+        vectors: NDArray[np.float32],
+    ) -> RecordRow:  # fmt: skip
+        """A record of the user's next generation."""
+        version = user.manifest.generation + 1
+        text_place = self._place(Field.TEXT, user.uref, user.keys, record=memory_id, version=version)
+        return RecordRow(
+            uref=user.uref,
+            memory_id=memory_id,
+            seq=seq,
+            dek_epoch=user.keys.epoch,
+            changed=version,
+            text_version=version,
+            vector_version=version,
+            embedder_no=EMBEDDER_NO,
+            text=user.keys.text.seal(encode_turn(memory, own_id=own_id), place=text_place),
+            vector=user.keys.vector.seal(
+                encode_vectors(vectors), place=self._vector_place(user, memory_id, version, EMBEDDER_NO)
+            ),
+        )
+
+    def reseal(
+        self, user: UnlockedUser, row: RecordRow, *, memory: Memory, own_id: str | None,
+        vectors: NDArray[np.float32] | None,
+    ) -> RecordRow:  # fmt: skip
+        """The record with another text field, and another vector field unless `vectors` is None."""
+        version = user.manifest.generation + 1
+        place = self._place(Field.TEXT, user.uref, user.keys, record=row.memory_id, version=version)
+        text = user.keys.text.seal(encode_turn(memory, own_id=own_id), place=place)
+        row = row._replace(changed=version, text_version=version, text=text)
+        if vectors is None:
+            return row
+        vector_place = self._vector_place(user, row.memory_id, version, EMBEDDER_NO)
+        vector = user.keys.vector.seal(encode_vectors(vectors), place=vector_place)
+        return row._replace(vector_version=version, embedder_no=EMBEDDER_NO, vector=vector)
+
+    def open_record(self, row: RecordRow, *, user: UnlockedUser) -> OpenedRecord:
+        """The record, if it is this user's and as it was sealed."""
+        binding = self._identities.get(row.embedder_no)
+        if binding is None:
+            raise StoreDamagedError("a memory names an embedder that the store does not know")
+        keys = user.keys
+        text = keys.text.open(
+            row.text, place=self._place(Field.TEXT, user.uref, keys, record=row.memory_id, version=row.text_version)
+        )
+        vector = keys.vector.open(
+            row.vector, place=self._vector_place(user, row.memory_id, row.vector_version, row.embedder_no)
+        )
+        memory, own_id = decode_turn(text, memory_id=row.memory_id)
+        if own_id is not None and keys.memory_id(own_id) != row.memory_id:
+            raise StoreDamagedError("a memory stands under another id than its own")
+        return OpenedRecord(
+            memory_id=row.memory_id,
+            seq=row.seq,
+            element=self.element(row, keys=keys),
+            memory=memory,
+            own_id=own_id,
+            vectors=decode_vectors(vector),
+        )
+
+    def element(self, row: RecordRow, *, keys: UserKeys) -> int:
+        """The record in its user's multiset hash: all of its clear columns, and both seals."""
+        if row.changed != max(row.text_version, row.vector_version) or row.dek_epoch != keys.epoch:
+            raise StoreDamagedError("a memory's versions do not fit together")
+        return record_element(
+            keys.set_key,
+            memory_id=row.memory_id,
+            seq=row.seq,
+            epoch=row.dek_epoch,
+            text_version=row.text_version,
+            vector_version=row.vector_version,
+            embedder_no=row.embedder_no,
+            text_tag=tag(row.text),
+            vector_tag=tag(row.vector),
+        )
+
+    def seal_item(self, user: UnlockedUser, *, kind: int, item_id: bytes, content: bytes) -> ItemRow:
+        """An item of the user's next generation."""
+        version = user.manifest.generation + 1
+        place = self._item_place(user.uref, user.keys, kind=kind, item_id=item_id, version=version)
+        return ItemRow(user.uref, kind, item_id, user.keys.epoch, version, user.keys.item.seal(pad(content), place=place))
+
+    def open_item(self, row: ItemRow, *, user: UnlockedUser) -> OpenedItem:
+        """The item, if it is this user's and as it was sealed."""
+        place = self._item_place(user.uref, user.keys, kind=row.kind, item_id=row.item_id, version=row.version)
+        return OpenedItem(
+            kind=row.kind,
+            item_id=row.item_id,
+            version=row.version,
+            element=self.item_element(row, keys=user.keys),
+            content=unpad(user.keys.item.open(row.sealed, place=place)),
+        )
+
+    def item_element(self, row: ItemRow, *, keys: UserKeys) -> int:
+        """The item in its user's multiset hash: all of its clear columns, and its seal."""
+        if row.dek_epoch != keys.epoch:
+            raise StoreDamagedError("an item names a key that its user does not have")
+        return item_element(
+            keys.set_key,
+            kind=row.kind,
+            item_id=row.item_id,
+            epoch=row.dek_epoch,
+            version=row.version,
+            item_tag=tag(row.sealed),
+        )
+
+    def _item_place(self, uref: bytes, keys: UserKeys, *, kind: int, item_id: bytes, version: int) -> Place:
+        # The kind is bound too: a file of a tool is no entry of the ledger.
+        binding = kind.to_bytes(32)
+        return Place(
+            field=Field.ITEM, store_id=self._store_id, uref=uref, record=item_id, epoch=keys.epoch, version=version,
+            binding=binding,
+        )  # fmt: skip
+
+    def _place(self, kind: Field, uref: bytes, keys: UserKeys, *, record: bytes = bytes(16), version: int = 0) -> Place:
+        return Place(
+            field=kind, store_id=self._store_id, uref=uref, record=record, epoch=keys.epoch, version=version
+        )
+
+    def _vector_place(self, user: UnlockedUser, memory_id: bytes, version: int, embedder_no: int) -> Place:
+        return Place(
+            field=Field.VECTOR,
+            store_id=self._store_id,
+            uref=user.uref,
+            record=memory_id,
+            epoch=user.keys.epoch,
+            version=version,
+            binding=self._identities[embedder_no],
+        )
