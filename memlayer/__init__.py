@@ -11,6 +11,8 @@ Encryption at rest and isolation per user; not end-to-end, not zero-knowledge: t
 what is recalled goes to the model that the caller chose.
 """
 
+from typing import TYPE_CHECKING
+
 from memlayer.embedders.protocol import Embedder, EmbedderIdentity, SplittingEmbedder
 from memlayer.errors import (
     ConflictError,
@@ -44,7 +46,12 @@ from memlayer.sources import KeyFile, KeySource, Passphrase, RawKey, RecoveryKey
 from memlayer.store import MemoryStore
 from memlayer.wrapping import wrap
 
+if TYPE_CHECKING:
+    from memlayer.aio import AsyncMemoryStore, AsyncUserMemory
+
 __all__ = [
+    "AsyncMemoryStore",
+    "AsyncUserMemory",
     "ConflictError",
     "Embedder",
     "EmbedderError",
@@ -90,3 +97,13 @@ __all__ = [
     "WrongKeyError",
     "wrap",
 ]
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that this gives
+
+    def __getattr__(name: str) -> object:
+        # Imported when they are asked for: their methods are made from those of UserMemory, and that brings numpy.
+        if name in ("AsyncMemoryStore", "AsyncUserMemory"):
+            from memlayer import aio
+
+            return getattr(aio, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

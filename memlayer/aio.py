@@ -52,15 +52,26 @@ class _Above(Generic[S]):
 def _awaited(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[_Above[S], P], Coroutine[Any, Any, R]]:
     """The async method that runs a sync one in a worker: its signature, its types and its docstring are kept."""
 
-    # As wraps does it, but for the name: "coroutine 'AsyncUserMemory.recall' was never awaited" is to be read somewhere.
     @wraps(call, assigned=("__name__", "__doc__"))
-    async def method(self: _Above[S], *args: P.args, **kwargs: P.kwargs) -> R:
+    async def method(self: _Above[S], /, *args: P.args, **kwargs: P.kwargs) -> R:
         # Shielded: a cancelled wait must not take a call back that is queued, for whoever waited could not tell whether
         # it was written.
         return await asyncio.shield(asyncio.wrap_future(submit(call, self.sync, *args, **kwargs)))
 
-    method.__qualname__ = f"Async{call.__qualname__}"
+    method.__qualname__ = f"Async{call.__qualname__}"  # "coroutine 'AsyncUserMemory.recall' was never awaited"
     return method
+
+
+def _opens(call: Callable[P, MemoryStore]) -> Callable[P, Opening]:
+    """`AsyncMemoryStore.open`, made from `MemoryStore.open`."""
+
+    @wraps(call, assigned=("__name__", "__doc__"))
+    def opening(*args: P.args, **kwargs: P.kwargs) -> Opening:
+        return Opening(partial(call, *args, **kwargs))
+
+    opening.__qualname__ = f"Async{call.__qualname__}"
+    opening.__signature__ = inspect.signature(call).replace(return_annotation="Opening")  # type: ignore[attr-defined]
+    return opening
 
 
 class AsyncUserMemory(_Above[UserMemory]):
@@ -98,18 +109,6 @@ class AsyncMemoryStore(_Above[MemoryStore]):
 
     It is an async context manager; `close` is what its end does.
     """
-
-    @staticmethod
-    def _opens(call: Callable[P, MemoryStore]) -> Callable[P, Opening]:
-        """`AsyncMemoryStore.open`, made from `MemoryStore.open`."""
-
-        @wraps(call, assigned=("__name__", "__doc__"))
-        def opening(*args: P.args, **kwargs: P.kwargs) -> Opening:
-            return Opening(partial(call, *args, **kwargs))
-
-        opening.__qualname__ = f"Async{call.__qualname__}"
-        opening.__signature__ = inspect.signature(call).replace(return_annotation="Opening")  # type: ignore[attr-defined]
-        return opening
 
     open = staticmethod(_opens(MemoryStore.open))
 
@@ -185,11 +184,9 @@ class Opening:
         try:
             return AsyncMemoryStore(await asyncio.shield(asyncio.wrap_future(future)))
         except asyncio.CancelledError:
-            # Nobody will have the store that is being opened.
-            future.add_done_callback(_close)
+            submit(_close, future)  # Nobody will have the store that is being opened.
             raise
 
 
 def _close(future: Future[MemoryStore]) -> None:
-    if future.exception() is None:
-        future.result().close()
+    future.result().close()
