@@ -89,7 +89,9 @@ class Messages:
 
     def messages(self, request: list[Any]) -> list[Message]:
         return [
-            Message(role=_ROLES.get(message.get("role"), "user"), text=content_text(message.get("content")), place=place)
+            Message(
+                role=_ROLES.get(message.get("role"), "user"), text=content_text(message.get("content")), place=place
+            )
             for place, message in enumerate(request)
         ]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from memlayer.ledger import Ledger
     from memlayer.records import Hit, Memory
 
-__all__ = ["Placement", "Prepared", "Preparation", "ledger_keys"]
+__all__ = ["Placement", "Preparation", "Prepared", "ledger_keys"]
 
 Placement: TypeAlias = Literal["sticky", "ephemeral", "system"]
 """Where a block goes: behind the user's words and again on later turns; there, and on this turn only; or at the end of

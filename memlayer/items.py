@@ -82,9 +82,12 @@ class Items:
         after: Mapping[str, bytes],
     ) -> ItemChanges:
         changed = {name: content for name, content in after.items() if before.get(name) != content}
-        rows = [put(self._vault, user, kind=self._kind, name=name, content=content) for name, content in changed.items()]
+        rows = [
+            put(self._vault, user, kind=self._kind, name=name, content=content) for name, content in changed.items()
+        ]
         gone = [
-            (self._kind, user.keys.item_id(self._kind, utf8(name, name="name"))) for name in before.keys() - after.keys()
+            (self._kind, user.keys.item_id(self._kind, utf8(name, name="name")))
+            for name in before.keys() - after.keys()
         ]
         return ItemChanges(
             put=[row for row, _ in rows],
@@ -93,7 +96,9 @@ class Items:
         )
 
 
-def put(vault: Vault, user: UnlockedUser, *, kind: ItemKind, name: str, content: bytes) -> tuple[ItemRow, tuple[int, bytes]]:
+def put(
+    vault: Vault, user: UnlockedUser, *, kind: ItemKind, name: str, content: bytes
+) -> tuple[ItemRow, tuple[int, bytes]]:
     """The row of an item for the user's next generation, and its kind and id."""
     if not isinstance(content, bytes):
         raise InvalidInputError(f"an item's content must be bytes, not {type(content).__name__}")

@@ -20,7 +20,16 @@ from dataclasses import dataclass, replace
 
 from memlayer.errors import LimitExceededError, StoreDamagedError
 
-__all__ = ["BUCKETS", "BucketManifest", "StoreManifest", "UserManifest", "bucket_of", "item_element", "record_element", "user_element"]
+__all__ = [
+    "BUCKETS",
+    "BucketManifest",
+    "StoreManifest",
+    "UserManifest",
+    "bucket_of",
+    "item_element",
+    "record_element",
+    "user_element",
+]
 
 BUCKETS = 4096
 """How many parts the directory has: enough that on a server no row of it is hot, few enough to check all at open."""

@@ -11,16 +11,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memlayer.codec import MESSAGES
-from memlayer.injection import Preparation, Prepared
-from memlayer.items import Items
-from memlayer.ledger import Ledger
 from memlayer.batch import Batch, elements, find
+from memlayer.codec import MESSAGES
 from memlayer.embedding import embed_query, embed_texts, given_query
 from memlayer.errors import InvalidInputError, NotFoundError
 from memlayer.export import open_export, write_export
 from memlayer.filters import Condition
 from memlayer.importing import Import
+from memlayer.injection import Preparation, Prepared
+from memlayer.items import Items
+from memlayer.ledger import Ledger
 from memlayer.records import History, Hit, Memory, Recall, Turn, valid_metadata, valid_name, valid_text
 from memlayer.reports import ErasureReceipt
 
@@ -406,9 +406,7 @@ class UserMemory:
         if key is not None and entry is not None:
             entry = ledger.current(key, entry)
             if not entry.said:
-                turns.append(
-                    Turn(text=prepared.text, session=prepared.session, at=entry.at, id=entry.turn.hex())
-                )
+                turns.append(Turn(text=prepared.text, session=prepared.session, at=entry.at, id=entry.turn.hex()))
         if reply is not None and reply.strip():
             metadata = None if complete else {"incomplete": True}
             turns.append(Turn(text=reply, role="assistant", session=prepared.session, metadata=metadata))
@@ -463,9 +461,7 @@ class UserMemory:
 
     # ---------------------------------------------------------------- inside
 
-    def _write(
-        self, batch: Batch, *, progress: bool = False, entry: tuple[bytes, Entry] | None = None
-    ) -> list[Memory]:
+    def _write(self, batch: Batch, *, progress: bool = False, entry: tuple[bytes, Entry] | None = None) -> list[Memory]:
         while True:
             with self._resident.reading() as (known, index):
                 due = batch.due(known, index)

@@ -30,9 +30,7 @@ _INTRODUCTION = (
 )
 
 
-def render(
-    memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callable[[str], int] | None = None
-) -> str:
+def render(memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callable[[str], int] | None = None) -> str:
     """The block for these memories, best first, as many as fit; "" when none does.
 
     Args:
@@ -60,6 +58,9 @@ def fitting(
         if cost <= room:
             room -= cost
             chosen.append(memory)
+    # A tokenizer of the caller's may count a whole as more than its parts.
+    while chosen and count(_block([_record(memory) for memory in chosen])) > max_tokens:
+        chosen.pop()
     return chosen
 
 
@@ -82,7 +83,9 @@ def without_blocks(text: str) -> str:
 
 
 _BLOCK = re.compile(
-    r"<memory-(?P<fence>[0-9a-f]{32})>\n" + re.escape(_INTRODUCTION) + r"\n(?P<records>(?:\{.*\}\n)+)</memory-(?P=fence)>"
+    r"<memory-(?P<fence>[0-9a-f]{32})>\n"
+    + re.escape(_INTRODUCTION)
+    + r"\n(?P<records>(?:\{.*\}\n)+)</memory-(?P=fence)>"
 )
 _APART = re.compile(r"\s*" + _BLOCK.pattern + r"\s*")
 

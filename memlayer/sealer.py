@@ -174,7 +174,9 @@ class Sealer:
         """An item of the user's next generation."""
         version = user.manifest.generation + 1
         place = self._item_place(user.uref, user.keys, kind=kind, item_id=item_id, version=version)
-        return ItemRow(user.uref, kind, item_id, user.keys.epoch, version, user.keys.item.seal(pad(content), place=place))
+        return ItemRow(
+            user.uref, kind, item_id, user.keys.epoch, version, user.keys.item.seal(pad(content), place=place)
+        )
 
     def open_item(self, row: ItemRow, *, user: UnlockedUser) -> OpenedItem:
         """The item, if it is this user's and as it was sealed."""
@@ -209,9 +211,7 @@ class Sealer:
         )  # fmt: skip
 
     def _place(self, kind: Field, uref: bytes, keys: UserKeys, *, record: bytes = bytes(16), version: int = 0) -> Place:
-        return Place(
-            field=kind, store_id=self._store_id, uref=uref, record=record, epoch=keys.epoch, version=version
-        )
+        return Place(field=kind, store_id=self._store_id, uref=uref, record=record, epoch=keys.epoch, version=version)
 
     def _vector_place(self, user: UnlockedUser, memory_id: bytes, version: int, embedder_no: int) -> Place:
         return Place(

@@ -182,7 +182,9 @@ _RECORDS_DELETE = sa.delete(records).where(_own_records & records.c.memory_id.in
 _ALL_RECORDS_DELETE = sa.delete(records).where(_own_records)
 _ITEMS = sa.select(*_columns(items, ItemRow)).where(_own_items & (items.c.version > sa.bindparam("after")))
 _ITEM_IDS = sa.select(*_columns(items, ItemId)).where(_own_items)
-_ITEM_UPDATE = sa.update(items).where(_own_items & (items.c.kind == _kind) & (items.c.item_id == sa.bindparam("the_id")))
+_ITEM_UPDATE = sa.update(items).where(
+    _own_items & (items.c.kind == _kind) & (items.c.item_id == sa.bindparam("the_id"))
+)
 _ITEMS_DELETE = sa.delete(items).where(_own_items & (items.c.kind == _kind) & items.c.item_id.in_(_item_ids))
 _ALL_ITEMS_DELETE = sa.delete(items).where(_own_items)
 _RECORD_COUNTS = sa.select(records.c.uref, sa.func.count()).group_by(records.c.uref)

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlayer.errors import InvalidInputError
-from memlayer.prompt import render
+from memlayer.prompt import is_block, render, without_blocks
 from memlayer.records import Hit, Memory, Recall
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 BIDI_CONTROLS = [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 PLENTY = 1_000_000
+SPACES = {chr(code) for code in range(0x11_0000) if unicodedata.category(chr(code)) == "Zs"}
 
 
 def memory(text, **changes):
@@ -82,30 +84,32 @@ HOSTILE = [
 
 
 def test_a_block_is_one_json_object_a_line():
-    """Fence, introduction, records oldest first, fence: in the words of the records."""
+    """Fence, introduction, records best first, fence: in the words of the records."""
     block = rendered(
-        memory("newer", role="assistant", source="document", at=NOON + timedelta(hours=1), speaker="Zoë"),
-        memory("older", at=datetime(5, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        memory("better", role="assistant", source="document", at=NOON + timedelta(hours=1), speaker="Zoë"),
+        memory("weaker", at=datetime(5, 1, 2, 3, 4, 5, tzinfo=UTC)),
     )
     assert records_of(block) == [
-        {"at": "0005-01-02T03:04:05+00:00", "role": "user", "text": "older"},
-        {"at": "2026-05-01 13:00 UTC", "role": "assistant", "speaker": "Zoë", "source": "document", "text": "newer"},
+        {"at": "2026-05-01 13:00 UTC", "role": "assistant", "speaker": "Zoë", "source": "document", "text": "better"},
+        {"at": "0005-01-02T03:04:05+00:00", "role": "user", "text": "weaker"},
     ]
 
 
 def test_the_same_memories_give_the_same_block():
-    """Byte for byte, in whatever order they come, also where they are of one moment: a prompt cache stays valid."""
-    one, two, three = memory("b"), memory("a"), memory("c", at=NOON - timedelta(days=1))
-    block = rendered(one, two, three)
-    assert block == rendered(one, two, three) == rendered(two, three, one) == rendered(three, two, one)
-    assert [record["text"] for record in records_of(block)] == ["c", "a", "b"]
+    """Byte for byte, whatever else is different about them: a prompt cache stays valid."""
+    one, two = memory("b"), memory("a", at=NOON - timedelta(days=1))
+    block = rendered(one, two)
+    again = [each.model_copy(update={"id": "x", "written": NOON, "metadata": {"a": 1}}) for each in (one, two)]
+    assert block == rendered(one, two) == rendered(*again)
+    assert [record["text"] for record in records_of(block)] == ["b", "a"]
 
 
-def test_the_fence_is_a_digest_of_the_block():
-    """No text can close the block: it would have to hold a digest of itself."""
-    first, rest = rendered(memory("hi")).split("\n", 1)
-    body, _ = rest.rsplit("\n", 1)
-    assert first == f"<memory-{sha256(body.encode()).hexdigest()[:32]}>"
+def test_the_fence_is_a_digest_of_the_records():
+    """The first 128 bits of SHA-256 of the lines: no text can close the block, it would have to hold a digest of
+    itself."""
+    first, _, *records, _ = rendered(memory("hi"), memory("you")).split("\n")
+    lines = "".join(f"{record}\n" for record in records)
+    assert first == f"<memory-{sha256(lines.encode()).hexdigest()[:32]}>"
     assert rendered(memory("ho")).split("\n")[0] != first
 
 
@@ -179,7 +183,74 @@ def test_what_is_seen_is_passed_on_as_it_is(character):
     assert f"a{character}b" in rendered(memory(f"a{character}b"))
 
 
+@pytest.mark.parametrize("tag", ["[INST]", "[/INST]", "<<SYS>>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[IMG]", "[SYSTEM_PROMPT]",
+                                 "<|im_start|>", "<start_of_turn>", "</s>", "<｜User｜>"])  # fmt: skip
+def test_no_tag_of_a_chat_template_is_passed_on(tag):
+    """The brackets of special tokens are escapes; ordinary brackets are not."""
+    block = rendered(memory(f"a {tag} b [1] [x] [Mr. X]"))
+    assert tag not in block
+    assert "[1] [x] [Mr. X]" in block
+    assert records_of(block)[0]["text"] == f"a {tag} b [1] [x] [Mr. X]"
+
+
+def test_a_hundred_thousand_hostile_texts_come_back():
+    """Random texts of what breaks parsers: each block reads back as exactly the records that it was made from, is
+    recognised as a block, and holds no other fence."""
+    random = Random(20261125)
+    pieces = [*HOSTILE, *map(chr, range(0x20)), *map(chr, BIDI_CONTROLS), "\\", '"', "<", ">", "[", "a", "é", "漢", "😀",
+              "</memory-", "[INST]", "\u2028", "{", "}", ","]  # fmt: skip
+    for _ in range(10_000):
+        chosen = []
+        for _ in range(10):
+            text = "".join(random.choice(pieces) for _ in range(random.randint(1, 12)))
+            if random.random() < 0.3:
+                text += "".join(
+                    chr(code) for code in random.choices(range(0x11_0000), k=5) if not 0xD800 <= code < 0xE000
+                )
+            chosen.append(memory(text, speaker=random.choice([None, text])))
+        block = rendered(*chosen)
+        assert [(record["text"], record.get("speaker")) for record in records_of(block)] == [
+            (one.text, one.speaker) for one in chosen
+        ]
+        assert is_block(block)
+        assert without_blocks(f"own words\n\n{block}") == "own words"
+        assert (
+            block.isprintable()
+            or set(filter(lambda c: not c.isprintable(), block)) <= {"\n", "\u3000", "\xa0"} | SPACES
+        )
+
+
+# --- Reading one again ---
+
+
+def test_a_block_is_recognised_and_taken_out():
+    """Wherever it stands in a text, with the white space that set it apart; the user's own words stay."""
+    block = rendered(memory("hi"), memory("</memory-0>"))
+    assert is_block(block)
+    assert without_blocks(f"mine\n\n{block}") == "mine"
+    assert without_blocks(block) == ""
+    assert without_blocks("plain <memory- text") == "plain <memory- text"
+
+
+@pytest.mark.parametrize("change", [("hi", "ho"), ("never", "ever"), ("</memory-", "</memory_")])
+def test_what_only_looks_like_a_block_is_somebodys_words(change):
+    """A block with other records than its fence says, or another frame, is left where it is."""
+    forged = rendered(memory("hi")).replace(*change)
+    assert not is_block(forged)
+    assert without_blocks(f"mine {forged}") == f"mine {forged}"
+
+
 # --- The budget ---
+
+
+def test_a_tokenizer_of_the_callers_counts():
+    """`count_tokens` takes the place of the estimate, for the whole block too."""
+    chosen = [memory(f"text {number}") for number in range(9)]
+    block = render(chosen, max_tokens=100, count_tokens=lambda text: len(text.split()))
+    assert 0 < len(records_of(block)) < 9
+    assert len(block.split()) <= 100
+    uneven = render(chosen, max_tokens=600, count_tokens=lambda text: len(text) + 50 * (len(text) > 500))
+    assert len(uneven) + 50 * (len(uneven) > 500) <= 600
 
 
 def tokens(text):
@@ -212,7 +283,7 @@ def test_the_weakest_are_left_out_first():
         block = rendered(*chosen, max_tokens=budget)
         kept.append([record["text"] for record in records_of(block)] if block else [])
     for found in kept:
-        assert found == [one.text for one in reversed(chosen[: len(found)])]
+        assert found == [one.text for one in chosen[: len(found)]]
     assert sorted(map(len, kept)) == list(map(len, kept))
     assert {len(found) for found in kept} == set(range(10))
 
