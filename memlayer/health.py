@@ -84,8 +84,7 @@ class Breaker:
                 self._failures, self._until, self._error = 0, 0.0, None
 
     def failed(self, error: BaseException, *, doing: str, counts: bool = True, quiet: bool = False) -> None:
-        """A try failed: counts it, where it says something about the store as a whole, and unless `quiet` says so in one
-        log line without a text."""
+        """A try failed: counts it, if it says something about the whole store; unless `quiet`, one log line says so."""
         name = error.code if isinstance(error, MemlayerError) else type(error).__name__
         with self._lock:
             self._failures += counts

@@ -36,8 +36,8 @@ Placement: TypeAlias = Literal["sticky", "ephemeral", "system"]
 the system prompt, on this turn only."""
 
 MAX_STICKY_TOKENS = 4_000
-"""How much of a conversation may be memory. When it is reached, what stands there stays (taking something out would cost
-the provider's cache from there on), and nothing more is added."""
+"""How much of a conversation may be memory. When it is reached, what stands there stays, for taking something out would
+cost the provider's cache from there on; and nothing more is added."""
 
 # A question of fewer words than this is about what was said before it ("yes, do it").
 _SHORT_WORDS = 4

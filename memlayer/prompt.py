@@ -79,15 +79,18 @@ def without_blocks(text: str) -> str:
     """The text without the blocks in it, and without the white space that they were set apart by."""
     if "<memory-" not in text:
         return text
-    return _APART.sub(lambda found: "" if _is_own(_BLOCK.fullmatch(found[0].strip())) else found[0], text)
+    kept = [""]
+    end = 0
+    for found in _BLOCK.finditer(text):
+        if _is_own(found):
+            kept.append(text[end : found.start()].strip())
+            end = found.end()
+    return text if end == 0 else "\n".join(part for part in [*kept, text[end:].strip()] if part)
 
 
 _BLOCK = re.compile(
-    r"<memory-(?P<fence>[0-9a-f]{32})>\n"
-    + re.escape(_INTRODUCTION)
-    + r"\n(?P<records>(?:\{.*\}\n)+)</memory-(?P=fence)>"
+    rf"<memory-(?P<fence>[0-9a-f]{{32}})>\n{re.escape(_INTRODUCTION)}\n(?P<records>(?:\{{.*\}}\n)+)</memory-(?P=fence)>"
 )
-_APART = re.compile(r"\s*" + _BLOCK.pattern + r"\s*")
 
 
 def _is_own(found: re.Match[str] | None) -> bool:

@@ -22,7 +22,7 @@ from memlayer.records import Hit, Memory, Recall
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 BIDI_CONTROLS = [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 PLENTY = 1_000_000
-SPACES = {chr(code) for code in range(0x11_0000) if unicodedata.category(chr(code)) == "Zs"}
+SPACES = {chr(code) for code in range(0x11_0000) if unicodedata.category(chr(code)) == "Zs"} | {"\n"}
 
 
 def memory(text, **changes):
@@ -183,8 +183,11 @@ def test_what_is_seen_is_passed_on_as_it_is(character):
     assert f"a{character}b" in rendered(memory(f"a{character}b"))
 
 
-@pytest.mark.parametrize("tag", ["[INST]", "[/INST]", "<<SYS>>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[IMG]", "[SYSTEM_PROMPT]",
-                                 "<|im_start|>", "<start_of_turn>", "</s>", "<｜User｜>"])  # fmt: skip
+TAGS = ["[INST]", "[/INST]", "<<SYS>>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[IMG]", "[SYSTEM_PROMPT]", "<|im_start|>",
+        "<start_of_turn>", "</s>", "<｜User｜>"]  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", TAGS)
 def test_no_tag_of_a_chat_template_is_passed_on(tag):
     """The brackets of special tokens are escapes; ordinary brackets are not."""
     block = rendered(memory(f"a {tag} b [1] [x] [Mr. X]"))
@@ -197,8 +200,8 @@ def test_a_hundred_thousand_hostile_texts_come_back():
     """Random texts of what breaks parsers: each block reads back as exactly the records that it was made from, is
     recognised as a block, and holds no other fence."""
     random = Random(20261125)
-    pieces = [*HOSTILE, *map(chr, range(0x20)), *map(chr, BIDI_CONTROLS), "\\", '"', "<", ">", "[", "a", "é", "漢", "😀",
-              "</memory-", "[INST]", "\u2028", "{", "}", ","]  # fmt: skip
+    controls = [*map(chr, range(0x20)), *map(chr, BIDI_CONTROLS), "\u2028"]
+    pieces = [*HOSTILE, *controls, *TAGS, "\\", '"', "<", ">", "[", "a", "é", "漢", "😀", "</memory-", "{", "}", ","]
     for _ in range(10_000):
         chosen = []
         for _ in range(10):
