@@ -100,7 +100,7 @@ class MemlayerVectorStore(VectorStore):
         return await asyncio.wrap_future(workers.submit(self._add, turns, vectors))
 
     def delete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
-        """Forgets the documents with these ids; all of them where `ids` is None. Ids that are not there are no error."""
+        """Forgets the documents with these ids, where they are there; all of them where `ids` is None."""
         if ids is None:
             self._memory.forget(session=self._session, source="document")
         else:
@@ -171,8 +171,8 @@ class MemlayerVectorStore(VectorStore):
         if not len(texts) == len(metadatas) == len(ids):
             raise InvalidInputError("there must be as many metadatas and ids as texts")
         return [
-            Turn(text=text, metadata=metadata, id=id, source="document", session=self._session)
-            for text, metadata, id in zip(texts, metadatas, ids, strict=True)
+            Turn(text=text, metadata=metadata, id=own_id, source="document", session=self._session)
+            for text, metadata, own_id in zip(texts, metadatas, ids, strict=True)
         ]
 
     def _add(self, turns: list[Turn], vectors: list[list[float]] | None) -> list[str]:
@@ -195,7 +195,7 @@ class MemlayerVectorStore(VectorStore):
         return [(_document(hit), hit.score) for hit in hits]
 
     def _found(self, ids: Iterable[str]) -> list[Memory]:
-        memories = [self._get(id) for id in ids]
+        memories = [self._get(own_id) for own_id in ids]
         return [memory for memory in memories if memory is not None and memory.source == "document"]
 
     def _get(self, id: str) -> Memory | None:
