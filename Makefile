@@ -20,10 +20,18 @@ TEST := $(VENV)/.test-$(HERE)
 
 # What the gate of `make cov` asks for at 100 %, by branch.
 GATED := memlayer/envelope.py memlayer/keys.py memlayer/manifest.py memlayer/tables.py
+# SDKs that exclude one another, or an older one: an environment a set, named in tests/environments/<set>.in.
+SETS := oldest frameworks proxy
+STAMPS := $(foreach set,$(SETS),$(VENV)-$(set)/.test-$(HERE))
+# What runs in each of them; the rest of the suite runs in .venv.
+TESTS-oldest := tests/adapters/providers
+TESTS-frameworks := tests/adapters/frameworks
+TESTS-proxy := tests/adapters/proxy
+
 SOURCES := $(shell find memlayer adapters tests examples -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint types cov format pins clean help
+.PHONY: demo test test-core test-adapters $(SETS:%=test-%) lint types cov format pins clean help
 # One pip at a time in one environment, whatever -j says.
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
@@ -31,8 +39,17 @@ MAKEFLAGS += --no-print-directory
 demo: $(DEMO)  ## a chatbot that remembers, from an encrypted file, with no network
 	@$(BIN)/memlayer demo
 
-test: $(TEST)  ## all tests (PYTEST_ARGS='-n 2' on both cores)
+# The environments of the adapters first: what a person wants to see last is the result of the large one.
+test: test-adapters test-core  ## all tests, in all environments (PYTEST_ARGS='-n 2' on both cores)
+
+test-core: $(TEST)  ## the tests that run in .venv
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-adapters: $(SETS:%=test-%)  ## the adapters' tests with the oldest SDKs, with the frameworks, with LiteLLM's gateway
+
+test-%: $(VENV)-%/.test-$(HERE)
+	@echo "tests in $(VENV)-$*"
+	@$(VENV)-$*/bin/python -m pytest -q $(TESTS-$*)
 
 lint: $(TEST)  ## ruff: rules and format
 	@$(BIN)/python -m ruff check .
@@ -55,11 +72,11 @@ format: $(TEST)  ## rewrites the code as `make lint` wants it
 	@$(BIN)/python -m ruff format .
 
 clean:  ## removes the environment and everything that tools leave behind
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .coverage .coverage.* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 help:  ## this
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 18
 
 # The environment. `--clear`, because a folder without a working python in it is a broken or half-made one.
 $(BIN)/python:
@@ -91,6 +108,16 @@ $(TEST): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) --no-build-isolation -e '.[dev]'
 	@touch $@ $(DEMO)
 
+.SECONDARY: $(STAMPS)
+$(VENV)-%/.test-$(HERE): pyproject.toml tests/environments/%.in tests/environments/%.txt | $(BIN)/python
+	@echo "Installing what the tests of $* import into $(VENV)-$*; the first time takes a minute or more ..."
+	@[ -x $(VENV)-$*/bin/python ] || $(BIN)/python -m venv --clear $(VENV)-$*
+	@$(VENV)-$*/bin/python $(PIP-SET) setuptools
+	@$(VENV)-$*/bin/python $(PIP-SET) --no-build-isolation -e . -r tests/environments/$*.in
+	@touch $@
+
+PIP-SET = -m pip install -qq --disable-pip-version-check -c tests/environments/$*.txt $(PIP_ARGS)
+
 # Newest releases, but for torch, which keeps its pin: the newest build is several GB. Then: make test lint types.
 NEWEST = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.new $(PIP_ARGS)
 
@@ -101,3 +128,11 @@ pins: clean $(BIN)/python  ## writes constraints.txt anew from the newest releas
 	@{ grep '^#' constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | \
 	    sed 's/+cpu$$//' | LC_ALL=C sort -f; } >constraints.new
 	@mv constraints.new constraints.txt
+	@for set in $(SETS); do \
+	    $(BIN)/python -m venv --clear $(VENV)-$$set && \
+	    $(VENV)-$$set/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) setuptools && \
+	    $(VENV)-$$set/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --no-build-isolation \
+	        -e . -r tests/environments/$$set.in && \
+	    $(VENV)-$$set/bin/python -m pip freeze --all --exclude-editable --exclude pip | LC_ALL=C sort -f \
+	        >tests/environments/$$set.txt || exit 1; \
+	done

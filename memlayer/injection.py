@@ -61,9 +61,9 @@ class Prepared:
         hits: the memories in it, best first, with their scores; a block that was made before has none.
     """
 
-    request: Any
+    request: Any = field(repr=False)
     owner: str = field(repr=False)
-    block: str = ""
+    block: str = field(default="", repr=False)
     hits: Recall = field(default_factory=lambda: Recall([]))
     # For `capture`: the user's own text and its place in the ledger; "" and None where there is nothing of the user's.
     text: str = field(default="", repr=False)

@@ -151,7 +151,7 @@ class Injector:
     def _submit(self, prepared: Prepared, text: str | None, complete: bool) -> concurrent.futures.Future[Any]:
         if not complete and not self._keep_partial:
             text = None
-        return workers.submit(self.memory.capture, prepared, text, complete=complete)
+        return workers.submit_for(self.memory.breaker, self.memory.capture, prepared, text, complete=complete)
 
     def fail(self, error: Exception, *, doing: str) -> None:
         """Counts and logs a failure; raises it where the policy says so."""

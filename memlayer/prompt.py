@@ -38,28 +38,35 @@ def render(memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callabl
         max_tokens: the budget of the whole block.
         count_tokens: how many tokens a text has; `estimate_tokens` where it is None.
     """
-    return _block([_record(memory) for memory in fitting(memories, max_tokens=max_tokens, count_tokens=count_tokens)])
+    return _block([record for _, record in _chosen(memories, max_tokens=max_tokens, count_tokens=count_tokens)])
 
 
 def fitting(
     memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callable[[str], int] | None = None
 ) -> list[Memory]:
-    """Those of the memories whose block `render` makes of them: in their order, as many as the budget has room for."""
+    """Those of the memories that `render` makes its block of, in their order."""
+    return [memory for memory, _ in _chosen(memories, max_tokens=max_tokens, count_tokens=count_tokens)]
+
+
+def _chosen(
+    memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callable[[str], int] | None
+) -> list[tuple[Memory, str]]:
     if type(max_tokens) is not int or max_tokens < 0:
         raise InvalidInputError("max_tokens must be an int of 0 or more")
     count = count_tokens or estimate_tokens
-    # One record is taken with its line break, and the frame is counted with its own: the whole is never more.
     room = max_tokens - count(_frame(""))
-    chosen = []
+    chosen: list[tuple[Memory, str]] = []
     for memory in memories:
         if room <= 0:
             break
-        cost = count(_record(memory) + "\n")
+        record = _record(memory)
+        # With its line break, and the frame with its own: the whole is never more.
+        cost = count(record + "\n")
         if cost <= room:
             room -= cost
-            chosen.append(memory)
-    # A tokenizer of the caller's may count a whole as more than its parts.
-    while chosen and count(_block([_record(memory) for memory in chosen])) > max_tokens:
+            chosen.append((memory, record))
+    # But a tokenizer of the caller's may count a whole as more than its parts.
+    while chosen and count_tokens is not None and count(_block([record for _, record in chosen])) > max_tokens:
         chosen.pop()
     return chosen
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from memlayer import workers
 from memlayer.embedders.resolve import resolve
 from memlayer.errors import InvalidInputError, StoreClosedError
 from memlayer.health import Breaker, Loading
@@ -25,6 +26,9 @@ __all__ = ["MemoryStore"]
 
 DEFAULT_CACHE_BYTES = 512 * 1024 * 1024
 """How much RAM the indexes of all users may take together."""
+
+
+_CLOSING_SECONDS = 10.0
 
 
 class MemoryStore:
@@ -167,6 +171,9 @@ class MemoryStore:
 
     def close(self) -> None:
         """Closes the file and frees what is in RAM; every later call raises `StoreClosedError`. May be called twice."""
+        if self._parts is not None:
+            # What adapters have begun to remember, and nobody waited for.
+            workers.finish(self._breaker, seconds=_CLOSING_SECONDS)
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.close()

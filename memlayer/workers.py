@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["submit"]
+__all__ = ["finish", "submit", "submit_for"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,12 +21,30 @@ _THREADS = 8
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+_owned: dict[int, set[Future[Any]]] = {}
 
 
 def submit(call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
     """Runs a call in a worker, in a copy of the caller's context."""
     context = contextvars.copy_context()
     return _executor().submit(lambda: context.run(call, *args, **kwargs))
+
+
+def submit_for(owner: object, call: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+    """As `submit`; `finish(owner)` waits for it."""
+    future = submit(call, *args, **kwargs)
+    with _lock:
+        futures = _owned.setdefault(id(owner), set())
+        futures.add(future)
+    future.add_done_callback(lambda done: futures.discard(done))
+    return future
+
+
+def finish(owner: object, *, seconds: float) -> None:
+    """Waits until all that was submitted for this owner is done, or the time is over."""
+    with _lock:
+        futures = list(_owned.pop(id(owner), ()))
+    wait(futures, timeout=seconds)
 
 
 def _executor() -> ThreadPoolExecutor:
@@ -39,8 +57,9 @@ def _executor() -> ThreadPoolExecutor:
 
 def _after_fork_in_child() -> None:
     # The parent's threads are not here, and its lock may have been held.
-    global _lock, _pool
+    global _lock, _owned, _pool
     _lock = threading.Lock()
+    _owned = {}
     _pool = None
 
 

@@ -60,9 +60,7 @@ def one_user(memory: UserMemory | AsyncUserMemory) -> UserMemory:
 
 def _adapter_name(client: object) -> str:
     kind = client if isinstance(client, type) else type(client)
-    modules = (
-        [getattr(client, "__name__", "")] if type(client).__name__ == "module" else [c.__module__ for c in kind.__mro__]
-    )
+    modules = [client.__name__] if isinstance(client, ModuleType) else [parent.__module__ for parent in kind.__mro__]
     for module in modules:
         for root, adapter in _ADAPTERS.items():
             if module == root or module.startswith(f"{root}."):

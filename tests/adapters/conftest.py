@@ -1,0 +1,9 @@
+"""Each environment has the SDKs of some adapters; what cannot be imported in this one is run in another (Makefile)."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+# What is there where the folder or file is meant to run, and nowhere else.
+_NEEDS = {"frameworks": "langchain", "proxy": "litellm_enterprise", "providers/test_litellm.py": "litellm"}
+
+collect_ignore = [str(Path(__file__).parent / name) for name, module in _NEEDS.items() if find_spec(module) is None]
