@@ -137,8 +137,8 @@ def _add_tools(made: MCPServer[Any], mine: Callable[[], UserMemory], *, session:
         until: _Until = None,
     ) -> Annotated[CallToolResult, Recalled]:
         """Find what earlier conversations with this user say about something, best match first."""
-        conditions = {"session": session or None, "since": _utc(since), "until": _utc(until)}
-        hits = await off_loop(mine().recall, query, k=k, **conditions)
+        memory, start, end = mine(), _utc(since), _utc(until)
+        hits = await off_loop(memory.recall, query, k=k, session=session or None, since=start, until=end)
         return quoted(Recalled(records=[Found.of(hit) for hit in hits]), hits, max_tokens=max_tokens)
 
     @made.tool(title="Forget", annotations=_DELETES)
