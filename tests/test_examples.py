@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+# What would make an example ask a model.
+PROVIDERS = ("OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "OLLAMA_")
 
 
 def run(name: str, folder: Path, *, typed: str = "") -> str:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith(PROVIDERS)},
         input=typed,
         capture_output=True,
         text=True,
@@ -41,6 +49,15 @@ def test_the_chat_loop_recalls_what_was_typed(tmp_path):
     assert "cello" not in first
     assert '"text": "I play the cello"' in second
     assert rest.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["four_providers.py", "fastapi_service.py"])
+def test_without_a_key_it_says_what_to_set(name, tmp_path):
+    """An example that asks a model says in one line what it needs, and makes no store."""
+    printed = run(name, tmp_path)
+    assert printed.count("\n") == 1
+    assert "OPENAI_API_KEY" in printed or "pip install" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_example_is_run_here():
