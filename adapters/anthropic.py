@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from memlayer.adapters.stainless import field, plain, remembering
+from memlayer.adapters.stainless import remembering
+from memlayer.adapters.stainless_replies import field, plain
 from memlayer.codec import Message, Piece, content_text, text_parts
 
 if TYPE_CHECKING:

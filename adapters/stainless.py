@@ -8,19 +8,18 @@ SDKs do without `request`, such as a WebSocket, has no memory.
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Iterable, Mapping
-from copy import copy
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from memlayer.adapters.stainless_replies import atake, take
 from memlayer.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from memlayer.codec import Codec
-    from memlayer.injector import Call, Injector
+    from memlayer.injector import Injector
 
-__all__ = ["Codecs", "field", "plain", "remembering"]
+__all__ = ["Codecs", "remembering"]
 
 Codecs: TypeAlias = tuple[tuple[str, "Codec"], ...]
 """Which codec reads what is sent to a URL, by the URL's end."""
@@ -86,22 +85,8 @@ class _Client(_Remembering):
         with call:
             response = super().request(cast_to, _with_body(options, call.request), **how)  # type: ignore[misc]
         if call.prepared is not None:
-            self._memlayer_take(call, response, streams=bool(how.get("stream")))
+            take(call, response, streams=bool(how.get("stream")))
         return response
-
-    def _memlayer_take(self, call: Call, response: Any, *, streams: bool) -> None:
-        http = _http(response)
-        stream = _stream(response if http is None else response.parse()) if streams else None
-        if stream is not None:
-            events = _events(stream)
-            stream._iterator = call.tee(events)
-            _end_at_close(call, stream.response, events)
-        elif http is None:
-            call.after(response)
-        elif http.is_closed:
-            _end(call, http)
-        else:
-            _read_at_close(call, response, http)
 
 
 class _AsyncClient(_Remembering):
@@ -114,29 +99,8 @@ class _AsyncClient(_Remembering):
         with call:
             response = await super().request(cast_to, _with_body(options, call.request), **how)  # type: ignore[misc]
         if call.prepared is not None:
-            await self._memlayer_take(call, response, streams=bool(how.get("stream")))
+            await atake(call, response, streams=bool(how.get("stream")))
         return response
-
-    async def _memlayer_take(self, call: Call, response: Any, *, streams: bool) -> None:
-        http = _http(response)
-        parsed = response
-        if streams and http is not None:
-            parsed = response.parse()
-            parsed = await parsed if inspect.isawaitable(parsed) else parsed
-        stream = _stream(parsed) if streams else None
-        if stream is not None:
-            events = _events(stream)
-            stream._iterator = call.atee(events)
-            _aend_at_close(call, stream.response, events)
-        elif http is None:
-            await call.aafter(response)
-        elif http.is_closed:
-            await _aend(call, http)
-        else:
-            _aread_at_close(call, response, http)
-
-
-# ---------------------------------------------------------------- requests
 
 
 def _body(options: Any) -> dict[str, Any]:
@@ -151,119 +115,3 @@ def _body(options: Any) -> dict[str, Any]:
 
 def _with_body(options: Any, body: Any) -> Any:
     return options.model_copy(update={"json_data": body, "extra_json": None})
-
-
-# ---------------------------------------------------------------- replies
-
-
-def _http(response: Any) -> Any:
-    """The HTTP response of a raw answer, or None where the SDK has read it already."""
-    if hasattr(response, "is_stream_consumed"):
-        return response
-    return getattr(response, "http_response", None)
-
-
-def _json(http: Any) -> Any:
-    try:
-        return http.json()
-    except Exception:  # noqa: BLE001  not read, or not JSON: the HTTP package has several errors for that
-        return None
-
-
-def _end(call: Call, http: Any) -> None:
-    said = _json(http)
-    if said is None:
-        call.end(broken=True)
-    else:
-        call.after(said)
-
-
-async def _aend(call: Call, http: Any) -> None:
-    said = _json(http)
-    if said is None:
-        await call.aend(broken=True)
-    else:
-        await call.aafter(said)
-
-
-def _read_at_close(call: Call, response: Any, http: Any) -> None:
-    """The caller reads the body when it wants to, or never: look at it when it is done with the answer."""
-    close = response.close
-
-    def closing() -> None:
-        try:
-            close()
-        finally:
-            _end(call, http)
-
-    response.close = closing
-
-
-def _aread_at_close(call: Call, response: Any, http: Any) -> None:
-    close = response.close
-
-    async def closing() -> None:
-        try:
-            await close()
-        finally:
-            await _aend(call, http)
-
-    response.close = closing
-
-
-# ---------------------------------------------------------------- streams
-
-
-def _stream(answer: Any) -> Any:
-    return answer if hasattr(answer, "__stream__") and hasattr(answer, "response") else None
-
-
-def _events(stream: Any) -> Any:
-    """The stream's events, by a generator that does not hold the stream: letting go of the stream then ends it."""
-    twin = copy(stream)
-    vars(twin).pop("_iterator", None)
-    return twin.__stream__()
-
-
-def _end_at_close(call: Call, http: Any, events: Any) -> None:
-    """`close()`, the end of a `with`, and the SDK's own streaming helpers all close the HTTP response.
-
-    So does the generator of events, from inside, when it has read all bytes: that is not the end. When nobody holds it
-    any more, the tee around it has ended the reply, or does so, without waiting in a finalizer.
-    """
-    close, this = http.close, weakref.ref(events)
-
-    def closing() -> None:
-        try:
-            close()
-        finally:
-            if getattr(this(), "gi_running", True) is False:
-                call.end(broken=True)
-
-    http.close = closing
-
-
-def _aend_at_close(call: Call, http: Any, events: Any) -> None:
-    close, this = http.aclose, weakref.ref(events)
-
-    async def closing() -> None:
-        try:
-            await close()
-        finally:
-            if getattr(this(), "ag_running", True) is False:
-                await call.aend(broken=True)
-
-    http.aclose = closing
-
-
-# ---------------------------------------------------------------- models and dicts
-
-
-def field(thing: Any, name: str) -> Any:
-    """A value by its name from a dict, or from a model of the SDK; None where there is none."""
-    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-
-
-def plain(thing: Any) -> Any:
-    """A model of the SDK as the dict that is sent of it; anything else as it is."""
-    return thing.model_dump(mode="json", exclude_unset=True) if hasattr(thing, "model_dump") else thing
