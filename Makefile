@@ -55,8 +55,13 @@ lint: $(TEST)  ## ruff: rules and format
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 
-types: $(TEST)  ## mypy, strict
+# What imports a framework: checked with the packages of the environment that has them.
+FRAMED = $(wildcard $(addprefix memlayer/adapters/,langchain*.py langgraph*.py llama_index*.py mcp*.py openai_agents*.py \
+    pydantic_ai*.py)) memlayer/cli/mcp.py tests/adapters/frameworks examples/fastapi_service.py
+
+types: $(TEST) $(VENV)-frameworks/.test-$(HERE)  ## mypy, strict
 	@$(BIN)/python -m mypy
+	@$(BIN)/python -m mypy --python-executable $(VENV)-frameworks/bin/python --exclude '^$$' $(FRAMED)
 
 # Takes the data of the last `make test PYTEST_ARGS=--cov`, if no file has changed since; else runs the tests for it.
 cov: .coverage  ## coverage by branch; fails where the envelope, keys, manifest and tables are not at 100 %

@@ -263,7 +263,7 @@ class Vault:
 
     def item_ids(self, connection: Connection, user: UnlockedUser) -> list[tuple[int, bytes]]:
         """The kinds and ids of the items that there are; not authenticated by itself."""
-        return [tuple(row) for row in tables.read_item_ids(connection, user.uref)]
+        return [(row.kind, row.item_id) for row in tables.read_item_ids(connection, user.uref)]
 
     def ids(self, connection: Connection, user: UnlockedUser) -> list[bytes]:
         """The ids of the records that there are, oldest first; not authenticated by itself."""

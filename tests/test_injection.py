@@ -109,7 +109,8 @@ def test_over_twelve_turns_each_request_begins_with_the_one_before(alice):
     """Serialised identically, byte for byte, so that the provider's prompt cache stays valid."""
     for number in range(60):
         alice.remember(f"Fact {number} is about topic {number % 12} and its colour {number * 7 % 12}")
-    messages, before = [], []
+    messages: list[dict[str, str]] = []
+    before: list[str] = []
     for turn in range(12):
         messages.append(user(f"tell me about topic {turn} and its colour {turn}"))
         prepared = alice.prepare(messages, session="s1", max_tokens=200)

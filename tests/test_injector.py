@@ -51,7 +51,7 @@ def said(memory, session="s1"):
     return [(turn.role, turn.text, turn.metadata) for turn in memory.history(session=session)]
 
 
-QUESTION = ("user", ASKED[0]["content"], {})
+QUESTION: tuple[str, str, dict[str, bool]] = ("user", ASKED[0]["content"], {})
 
 
 # --- A whole reply ---
@@ -71,9 +71,13 @@ def test_async_calls_do_the_same(peanuts):
     threads = set()
     inner = peanuts.prepare
 
+    def listening(*arguments, **options):
+        threads.add(threading.get_ident())
+        return inner(*arguments, **options)
+
     async def chat():
         injector = Injector(peanuts, session="s1")
-        peanuts.prepare = lambda *a, **k: (threads.add(threading.get_ident()), inner(*a, **k))[1]
+        peanuts.prepare = listening
         call = await injector.abefore(MESSAGES, ASKED)
         await call.aafter("No.")
         return call.request
@@ -297,7 +301,11 @@ def test_loading_has_a_limit_of_its_own():
     """Patience ends ten seconds after it began, however often it is asked for."""
     clock = [0.0]
     done = threading.Event()
-    loading = Loading(lambda: done.wait(20) and None, clock=lambda: clock[0])
+
+    def load():
+        done.wait(20)
+
+    loading = Loading(load, clock=lambda: clock[0])
     assert loading.patience() == 10
     clock[0] = 4.0
     assert loading.patience() == 6

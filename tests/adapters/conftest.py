@@ -1,5 +1,6 @@
 """Each environment has the SDKs of some adapters; what cannot be imported in this one is run in another (Makefile)."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,3 +8,6 @@ from pathlib import Path
 _NEEDS = {"frameworks": "langchain", "proxy": "litellm_enterprise", "providers/test_litellm.py": "litellm"}
 
 collect_ignore = [str(Path(__file__).parent / name) for name, module in _NEEDS.items() if find_spec(module) is None]
+
+# Without it LiteLLM asks a server for its price map as soon as it is imported.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
