@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from memlayer.rows import RecordRow
     from memlayer.vault import ItemChanges, UnlockedUser, Vault
 
-__all__ = ["Batch", "elements", "find", "same_content"]
+__all__ = ["Batch", "elements", "find", "found_ids", "same_content"]
 
 
 class Batch:
@@ -136,12 +136,22 @@ class Batch:
 def find(id: str, *, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
     """The 16 bytes under which a memory stands whose visible id this is: the ones that memlayer chose and shows as 32
     hex digits, else the keyed hash of the caller's own id; None if there is no such memory."""
+    return next(iter(found_ids([id], user=user, index=index)), None)
+
+
+def found_ids(ids: Sequence[str], *, user: UnlockedUser | None, index: UserIndex | None) -> tuple[bytes, ...]:
+    """As `find`, for several at once; without those that are not there."""
     if user is None or index is None:
-        return None
-    candidates = [user.keys.memory_id(id)]
-    if len(id) == 32 and set(id) <= set("0123456789abcdef"):
-        candidates.insert(0, bytes.fromhex(id))
-    return next((candidate for candidate in candidates if index.stamps([candidate])), None)
+        return ()
+    candidates = [[*_chosen_id(id), user.keys.memory_id(id)] for id in ids]  # noqa: A001  the public name
+    there = index.stamps([candidate for some in candidates for candidate in some])
+    found = (next((candidate for candidate in some if candidate in there), None) for some in candidates)
+    return tuple(memory_id for memory_id in found if memory_id is not None)
+
+
+def _chosen_id(id: str) -> list[bytes]:
+    """What a visible id would stand for, if memlayer had chosen it."""
+    return [bytes.fromhex(id)] if len(id) == 32 and set(id) <= set("0123456789abcdef") else []
 
 
 def elements(index: UserIndex | None, memory_ids: Sequence[bytes]) -> list[int]:

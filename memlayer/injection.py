@@ -15,11 +15,11 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from memlayer.errors import InvalidInputError
 from memlayer.ledger import Entry
-from memlayer.prompt import estimate_tokens, fitting, render, without_blocks
+from memlayer.prompt import estimate_tokens, fitting, without_blocks
 from memlayer.records import Recall, valid_name
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from memlayer.codec import Codec, Message
     from memlayer.ledger import Ledger
     from memlayer.records import Hit, Memory
+
+M = TypeVar("M", bound="Memory")
 
 __all__ = ["Placement", "Preparation", "Prepared", "ledger_keys"]
 
@@ -120,9 +122,9 @@ class Preparation:
         if not asked:
             # Results of tools for a conversation that the provider keeps: only the reply is new.
             return self._untouched(request)
-        own = [replace(message, text=without_blocks(message.text)) for message in messages]
+        own = [_own(message) for message in messages]
         last = asked[-1]
-        if own[last].text != messages[last].text:
+        if own[last] is not messages[last]:
             # Somebody around us (a framework, a gateway) has put memory here already, and will take the reply.
             return self._untouched(request, captures=False)
         keys = ledger_keys(own, session=self.session)
@@ -132,13 +134,12 @@ class Preparation:
             return self._untouched(self._inserted(request, own, carried))
         key = keys[last]
         entry = entries.get(key)
-        hits: Sequence[Hit] = ()
+        hits: list[Hit] = []
         if entry is not None and not (entry.done and last == len(own) - 1):
             chosen = [memories[memory_id] for memory_id in entry.memory_ids if memory_id in memories]
-            block = self._rendered(chosen, max_tokens=self.max_tokens)
+            block = self._fitting(chosen, max_tokens=self.max_tokens)[0]
         else:
-            hits = self._recalled(own, last, carried)
-            block = self._rendered(hits, max_tokens=self._room(carried))
+            block, hits = self._recalled(own, last, carried)
             entry = self.ledger.open(key, Entry((), os.urandom(16), datetime.now(UTC)), hits)
         return Prepared(
             request=self._placed(request, own, carried, last, block),
@@ -164,60 +165,66 @@ class Preparation:
         keys: dict[int, bytes],
         entries: dict[bytes, Entry],
         memories: dict[bytes, Memory],
-    ) -> dict[int, list[Memory]]:
-        """The memories that stand behind earlier messages of this conversation, as many as may."""
-        carried: dict[int, list[Memory]] = {}
+    ) -> dict[int, tuple[str, list[Memory]]]:
+        """The blocks behind earlier messages of this conversation with their memories, as many as may be."""
+        carried: dict[int, tuple[str, list[Memory]]] = {}
         room = MAX_STICKY_TOKENS
         for number in earlier:
             entry = entries.get(keys[number])
             ids = entry.memory_ids if entry is not None and own[number].text.strip() else ()
-            chosen = [memories[memory_id] for memory_id in ids if memory_id in memories]
-            cost = self._count(self._rendered(chosen, max_tokens=self.max_tokens)) if chosen else 0
+            block, chosen = self._fitting(
+                [memories[memory_id] for memory_id in ids if memory_id in memories], max_tokens=self.max_tokens
+            )
+            cost = self._count(block)
             if chosen and cost <= room:
                 room -= cost
-                carried[number] = chosen
+                carried[number] = (block, chosen)
         return carried
 
-    def _recalled(self, own: Sequence[Message], last: int, carried: dict[int, list[Memory]]) -> list[Hit]:
-        """What fits the latest question and does not stand in the prompt, at most `k`, as many as there is room for."""
-        room = self._room(carried)
+    def _recalled(
+        self, own: Sequence[Message], last: int, carried: dict[int, tuple[str, list[Memory]]]
+    ) -> tuple[str, list[Hit]]:
+        """A block of what fits the latest question and does not stand in the prompt: at most `k`, and as many as there
+        is room for."""
+        room = min(self.max_tokens, MAX_STICKY_TOKENS - sum(self._count(block) for block, _ in carried.values()))
         if room <= 0:
-            return []
-        shown = {_same(message.text) for message in own}
-        there = {memory.id for chosen in carried.values() for memory in chosen}
-        hits = self.recall(_query(own, last), self.k + min(len(shown) + len(there), _MOST_SHOWN))
+            return "", []
+        there = {memory.id for _, chosen in carried.values() for memory in chosen}
+        hits = self.recall(_query(own, last), self.k + min(len(own) + len(there), _MOST_SHOWN))
+        # A message that is much longer than every hit says more than any of them.
+        longest = 2 * max((len(hit.text) for hit in hits), default=0) + 100
+        shown = {_same(message.text) for message in own if len(message.text) <= longest}
         new = [hit for hit in hits if hit.id not in there and _same(hit.text) not in shown]
-        kept = fitting(new[: self.k], max_tokens=room, count_tokens=self.count_tokens)
-        return [hit for hit in new if any(hit is one for one in kept)]
+        return self._fitting(new[: self.k], max_tokens=room)
 
-    def _room(self, carried: dict[int, list[Memory]]) -> int:
-        used = sum(self._count(self._rendered(chosen, max_tokens=self.max_tokens)) for chosen in carried.values())
-        return min(self.max_tokens, MAX_STICKY_TOKENS - used)
-
-    def _rendered(self, memories: Sequence[Memory], *, max_tokens: int) -> str:
-        return render(memories, max_tokens=max_tokens, count_tokens=self.count_tokens) if memories else ""
+    def _fitting(self, memories: Sequence[M], *, max_tokens: int) -> tuple[str, list[M]]:
+        return fitting(memories, max_tokens=max_tokens, count_tokens=self.count_tokens) if memories else ("", [])
 
     def _count(self, text: str) -> int:
-        return (self.count_tokens or estimate_tokens)(text)
+        return (self.count_tokens or estimate_tokens)(text) if text else 0
 
-    def _inserted(self, request: Any, own: Sequence[Message], carried: dict[int, list[Memory]]) -> Any:
-        blocks = {
-            own[number].place: self._rendered(chosen, max_tokens=self.max_tokens) for number, chosen in carried.items()
-        }
+    def _inserted(self, request: Any, own: Sequence[Message], carried: dict[int, tuple[str, list[Memory]]]) -> Any:
+        blocks = {own[number].place: block for number, (block, _) in carried.items()}
         return self.codec.insert(request, blocks) if blocks else request
 
     def _placed(
-        self, request: Any, own: Sequence[Message], carried: dict[int, list[Memory]], last: int, block: str
+        self,
+        request: Any,
+        own: Sequence[Message],
+        carried: dict[int, tuple[str, list[Memory]]],
+        last: int,
+        block: str,
     ) -> Any:
         if self.placement == "system" or self.codec.is_stateful(request):
             instructed = self.codec.instruct(request, block) if block else None
             return request if instructed is None else instructed
-        blocks = {
-            own[number].place: self._rendered(chosen, max_tokens=self.max_tokens) for number, chosen in carried.items()
-        }
-        if block:
-            blocks[own[last].place] = block
-        return self.codec.insert(request, blocks) if blocks else request
+        return self._inserted(request, own, {**carried, last: (block, [])} if block else carried)
+
+
+def _own(message: Message) -> Message:
+    """The message without what memory put into it; the very same one where that is nothing."""
+    text = without_blocks(message.text)
+    return message if text is message.text or text == message.text else replace(message, text=text)
 
 
 def ledger_keys(messages: Sequence[Message], *, session: str | None) -> dict[int, bytes]:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memlayer.batch import find
+from memlayer.batch import found_ids
 from memlayer.errors import FormatTooNewError, StoreDamagedError
 from memlayer.items import ItemKind, named, put
 from memlayer.records import from_microseconds, to_microseconds
@@ -34,6 +34,8 @@ __all__ = ["Entry", "Ledger", "Pending"]
 MAX_ENTRIES = 512
 """How many entries a user has in the store; the oldest go first. A conversation of 4,000 sticky tokens has some tens of
 them, so this is the last ten or more conversations, and what is lost with one is a provider's cache."""
+
+_DROPPED_AT_ONCE = 64
 
 _FIELDS = {"a": int, "d": bool, "m": list, "s": bool, "t": str}
 
@@ -155,8 +157,7 @@ class Ledger:
     def open(self, key: bytes, entry: Entry, memories: Iterable[Memory]) -> Entry:
         """Notes an entry for a message, with these memories in its block; where somebody was quicker, theirs."""
         with self._resident.reading() as (user, index):
-            found = [find(memory.id, user=user, index=index) for memory in memories]
-        ids = tuple(memory_id for memory_id in found if memory_id is not None)
+            ids = found_ids([memory.id for memory in memories], user=user, index=index)
         return self._pending.add(self._user_id, key, Entry(ids, entry.turn, entry.at))
 
     def current(self, key: bytes, entry: Entry) -> Entry:
@@ -169,8 +170,13 @@ class Ledger:
         """What writing this entry does to the user's items; inside of the resident's `writing`."""
         items = self._resident.items
         row, name = put(self._vault, user, kind=ItemKind.LEDGER, name=key.hex(), content=entry.to_json())
-        own = sorted((item.version, at) for at, item in items.items() if at[0] == ItemKind.LEDGER and at != name)
-        oldest = [items[at] for _, at in own[: max(0, len(own) + 1 - MAX_ENTRIES)]]
+        oldest: list[OpenedItem] = []
+        if len(items) >= MAX_ENTRIES:
+            own = [at for at in items if at[0] == ItemKind.LEDGER and at != name]
+            # Many at once: after a deletion, whoever follows has to look for what is gone.
+            own.sort(key=lambda at: items[at].version)
+            most = MAX_ENTRIES - _DROPPED_AT_ONCE
+            oldest = [items[at] for at in own[: max(0, len(own) - most)]] if len(own) >= MAX_ENTRIES else []
         return ItemChanges(put=[row], replaced=[items[name]] if name in items else [], drop=oldest)
 
     def written(self, key: bytes) -> None:

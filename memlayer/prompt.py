@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from memlayer.errors import InvalidInputError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from memlayer.records import Memory
+
+M = TypeVar("M", bound="Memory")
 
 __all__ = ["estimate_tokens", "fitting", "is_block", "render", "without_blocks"]
 
@@ -38,24 +40,25 @@ def render(memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callabl
         max_tokens: the budget of the whole block.
         count_tokens: how many tokens a text has; `estimate_tokens` where it is None.
     """
-    return _block([record for _, record in _chosen(memories, max_tokens=max_tokens, count_tokens=count_tokens)])
+    return fitting(memories, max_tokens=max_tokens, count_tokens=count_tokens)[0]
 
 
 def fitting(
-    memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callable[[str], int] | None = None
-) -> list[Memory]:
-    """Those of the memories that `render` makes its block of, in their order."""
-    return [memory for memory, _ in _chosen(memories, max_tokens=max_tokens, count_tokens=count_tokens)]
+    memories: Sequence[M], *, max_tokens: int, count_tokens: Callable[[str], int] | None = None
+) -> tuple[str, list[M]]:
+    """What `render` gives, and which of the memories are in it, in their order."""
+    chosen = _chosen(memories, max_tokens=max_tokens, count_tokens=count_tokens)
+    return _block([record for _, record in chosen]), [memory for memory, _ in chosen]
 
 
 def _chosen(
-    memories: Sequence[Memory], *, max_tokens: int, count_tokens: Callable[[str], int] | None
-) -> list[tuple[Memory, str]]:
+    memories: Sequence[M], *, max_tokens: int, count_tokens: Callable[[str], int] | None
+) -> list[tuple[M, str]]:
     if type(max_tokens) is not int or max_tokens < 0:
         raise InvalidInputError("max_tokens must be an int of 0 or more")
     count = count_tokens or estimate_tokens
     room = max_tokens - count(_frame(""))
-    chosen: list[tuple[Memory, str]] = []
+    chosen: list[tuple[M, str]] = []
     for memory in memories:
         if room <= 0:
             break
@@ -127,12 +130,14 @@ def _record(memory: Memory) -> str:
         "text": memory.text,
     }
     line = json.dumps({key: value for key, value in fields.items() if value is not None}, ensure_ascii=False)
-    return _SUSPECT.sub(_escaped, line)
+    return (_SUSPECT_ASCII if line.isascii() else _SUSPECT).sub(_escaped, line)
 
 
 def _escaped(found: re.Match[str]) -> str:
     character = found[0]
-    if character in "<>[":
+    if character == "[":
+        return "\\u005b" if _TAG.match(found.string, found.start()) else character
+    if character in "<>":
         return f"\\u{ord(character):04x}"
     hidden = unicodedata.category(character) in _HIDING or ord(character) in _INVISIBLE
     return json.dumps(character)[1:-1] if hidden else character
@@ -149,7 +154,7 @@ _INVISIBLE = frozenset({
     *range(0xE0100, 0xE01F0),
 })  # fmt: skip
 # and the brackets that tokens of chat templates begin with: <|im_start|>, <start_of_turn>, <<SYS>>, [INST], [/INST].
-# First what is cheap to find, which is little of most texts; `_escaped` then looks at each one.
-_SUSPECT = re.compile(
-    rf"[<>]|\[(?=/?[A-Z][A-Z_]+\d*\])|[^ -~\w]|[{''.join(map(chr, sorted(_INVISIBLE)))}]",
-)
+_TAG = re.compile(r"\[/?[A-Z][A-Z_]+\d*\]")
+# What is cheap to find, and little of most texts; `_escaped` then looks at each one. Letters of any script are \w.
+_SUSPECT_ASCII = re.compile(r"[^ -;=?-Z\\-~]")
+_SUSPECT = re.compile(rf"[^ -;=?-Z\\-~\w]|[{''.join(map(chr, sorted(_INVISIBLE)))}]")

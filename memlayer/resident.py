@@ -16,7 +16,7 @@ from memlayer.errors import RollbackDetectedError
 from memlayer.index import Entry, UserIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from sqlalchemy.engine import Connection
 
@@ -47,6 +47,7 @@ class Resident:
         self._user: UnlockedUser | None = None
         self._index: UserIndex | None = None
         self._items: dict[tuple[int, bytes], OpenedItem] = {}
+        self._items_nbytes = 0
         self._seals: tuple[object, object] | None = None
         self._account = account
         self._nbytes = 0
@@ -79,6 +80,7 @@ class Resident:
                 self._index.close()
             self._index = self._user = self._seals = None
             self._items = {}
+            self._items_nbytes = 0
             self._weigh()
 
     def retire(self, *, wait: bool) -> bool:
@@ -98,7 +100,7 @@ class Resident:
 
     def _weigh(self) -> None:
         nbytes = 0 if self._index is None else self._index.nbytes
-        nbytes += sum(_ITEM_BYTES + len(item.content) for item in self._items.values())
+        nbytes += self._items_nbytes
         self._account(nbytes - self._nbytes)
         self._nbytes = nbytes
 
@@ -138,7 +140,9 @@ class Resident:
         records = len(index) + len(opened) - len(stale)
         changed = {(item.kind, item.item_id): item for item in items}
         total += sum(item.element for item in items)
-        total -= sum(self._items[name].element for name in self._items.keys() & changed.keys())
+        replaced = [self._items[name] for name in self._items.keys() & changed.keys()]
+        total -= sum(item.element for item in replaced)
+        nbytes = _nbytes(items) - _nbytes(replaced)
         present = {**self._items, **changed}
         removed: set[bytes] = set()
         if not user.manifest.holds(records=records, items=len(present), total=total):
@@ -146,12 +150,19 @@ class Resident:
             removed = index.keys() - set(self._vault.ids(connection, user))
             total -= sum(map(int.from_bytes, index.stamps(removed).values()))
             for name in present.keys() - set(self._vault.item_ids(connection, user)):
-                total -= present.pop(name).element
+                gone = present.pop(name)
+                total -= gone.element
+                nbytes -= _nbytes([gone])
             if not user.manifest.holds(records=records - len(removed), items=len(present), total=total):
                 self._vault.refuse_rows()
         index.apply([_entry(record) for record in opened], removed=removed)
         self._items = present
+        self._items_nbytes += nbytes
         self._weigh()
+
+
+def _nbytes(items: Iterable[OpenedItem]) -> int:
+    return sum(_ITEM_BYTES + len(item.content) for item in items)
 
 
 def _entry(record: OpenedRecord) -> Entry:
