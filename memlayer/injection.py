@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 from memlayer.errors import InvalidInputError
 from memlayer.ledger import Entry
 from memlayer.prompt import estimate_tokens, fitting, without_blocks
-from memlayer.records import Recall, valid_name
+from memlayer.records import Recall, Turn, valid_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -225,6 +225,30 @@ def _own(message: Message) -> Message:
     """The message without what memory put into it; the very same one where that is nothing."""
     text = without_blocks(message.text)
     return message if text is message.text or text == message.text else replace(message, text=text)
+
+
+def exchanged(
+    prepared: Prepared, entry: Entry | None, reply: str | None, *, complete: bool
+) -> tuple[list[Turn], Entry | None]:
+    """What is to be remembered of one exchange, and the entry as it is once that has been.
+
+    Args:
+        prepared: the request.
+        entry: its entry in the ledger as it stands now; None where the user said nothing in it.
+        reply: what the assistant said; None where that is nothing, or nothing to keep.
+        complete: whether the reply is whole.
+    """
+    if reply is not None and not isinstance(reply, str):
+        raise InvalidInputError(f"a reply must be a str or None, not {type(reply).__name__}")
+    turns = []
+    if entry is not None and not entry.said:
+        turns.append(Turn(text=prepared.text, session=prepared.session, at=entry.at, id=entry.turn.hex()))
+        entry = replace(entry, said=True)
+    if reply is not None and reply.strip():
+        metadata = None if complete else {"incomplete": True}
+        turns.append(Turn(text=reply, role="assistant", session=prepared.session, metadata=metadata))
+        entry = None if entry is None else replace(entry, done=True)
+    return turns, entry
 
 
 def ledger_keys(messages: Sequence[Message], *, session: str | None) -> dict[int, bytes]:

@@ -71,7 +71,8 @@ class Injector:
             raise InvalidInputError("recall_timeout must be a number of seconds above 0")
         self.memory = memory
         self._options = {"session": session, **options}
-        memory.check_options(**self._options)
+        # Options that make no sense are refused here, and not at the first request.
+        memory.prepare([], **self._options)
         self._on_error = on_error
         self._recall_timeout = recall_timeout
         self._keep_partial = keep_partial

@@ -7,21 +7,21 @@ nothing that can be changed decides whose data is meant.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memlayer.batch import Batch, elements, find
+from memlayer.batch import Batch, elements
 from memlayer.codec import MESSAGES
-from memlayer.embedding import embed_query, embed_texts, given_query
-from memlayer.errors import InvalidInputError, NotFoundError
+from memlayer.embedding import embed_texts
+from memlayer.errors import InvalidInputError
 from memlayer.export import open_export, write_export
 from memlayer.filters import Condition
 from memlayer.importing import Import
-from memlayer.injection import Preparation, Prepared
+from memlayer.injection import Preparation, exchanged
 from memlayer.items import Items
 from memlayer.ledger import Ledger
-from memlayer.records import History, Hit, Memory, Recall, Turn, valid_metadata, valid_name, valid_text
+from memlayer.recalling import MAX_K, Recalling, counted, not_found, scored
+from memlayer.records import Memory, Recall, Turn, valid_metadata, valid_name, valid_text
 from memlayer.reports import ErasureReceipt
 
 if TYPE_CHECKING:
@@ -32,17 +32,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from memlayer.codec import Codec
-    from memlayer.database import Database
-    from memlayer.embedders.protocol import Embedder
-    from memlayer.health import Breaker, Health, Loading
-    from memlayer.index import UserIndex
-    from memlayer.injection import Placement
+    from memlayer.health import Health
+    from memlayer.injection import Placement, Prepared
     from memlayer.items import ItemKind
-    from memlayer.ledger import Entry, Pending
-    from memlayer.records import JsonObject, Role, Session, Source
+    from memlayer.ledger import Entry
+    from memlayer.records import JsonObject, Role, Source
     from memlayer.reports import ImportReport
-    from memlayer.resident import Resident, Residents
-    from memlayer.vault import UnlockedUser, Vault
 
 __all__ = ["UserMemory"]
 
@@ -53,33 +48,9 @@ _STILL_THERE = (
     "they go with the next erase"
 )
 
-MAX_K = 10_000
-_DEFAULT_FLOOR = 0.0  # Until the score is calibrated, nothing can be said to be too weak.
 
-
-class UserMemory:
+class UserMemory(Recalling):
     """What one user's conversations left behind. Get it from `MemoryStore.user`; it may be shared by threads."""
-
-    def __init__(
-        self,
-        user_id: str,
-        *,
-        vault: Vault,
-        database: Database,
-        residents: Residents,
-        embedder: Embedder,
-        pending: Pending,
-        breaker: Breaker,
-        loading: Loading,
-    ) -> None:
-        self._user_id = user_id
-        self._vault = vault
-        self._database = database
-        self._residents = residents
-        self._embedder = embedder
-        self._pending = pending
-        self.breaker = breaker
-        self.loading = loading
 
     # ---------------------------------------------------------------- write
 
@@ -170,7 +141,7 @@ class UserMemory:
         with self._vault.write() as write, self._resident.writing(write) as (user, index):
             memory_id = self._find(id, user, index)
             if memory_id is None:
-                raise _not_found()
+                raise not_found()
             were = elements(index, [memory_id])
             row = self._vault.row(write.connection, user, memory_id, element=were[0])
             opened = self._vault.sealer.open_record(row, user=user)
@@ -246,99 +217,6 @@ class UserMemory:
             files_clean=cleaned,
         )
 
-    # ---------------------------------------------------------------- read
-
-    def recall(
-        self,
-        query: str | NDArray[np.float32],
-        *,
-        k: int = 10,
-        session: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        where: Mapping[str, Any] | None = None,
-        sources: Sequence[Source] | None = None,
-        min_score: float | None = None,
-        now: datetime | None = None,
-        explain: bool = False,
-    ) -> Recall:
-        """What fits the query, best first. Sees every write that was committed before it began.
-
-        Args:
-            query: a text, or a vector of the embedder's dimensions.
-            k: at most how many, 1 to 10,000.
-            session: only of this conversation.
-            since, until: only what was said in `since <= at < until`.
-            where: only what has this metadata; see `memlayer.filters`.
-            sources: only from these sources.
-            min_score: the floor, 0 to 1; 0 asks for everything, None is the default floor (0 in this version).
-            now: what counts as now for expiry; the clock by default.
-            explain: give each hit its `parts`.
-        """
-        _count(k, name="k", most=MAX_K)
-        floor = _DEFAULT_FLOOR if min_score is None else _score(min_score)
-        condition = Condition(
-            session=session,
-            since=since,
-            until=until,
-            sources=sources,
-            where=where,
-            alive_at=datetime.now(UTC) if now is None else now,
-        )
-        if isinstance(query, str):
-            valid_text(query)
-            if not len(self):
-                return Recall([])  # Without loading a model.
-            vector = embed_query(self._embedder, query)
-        else:
-            vector = given_query(query, dimensions=self._embedder.identity.dimensions)
-        with self._resident.reading() as (_, index):
-            found = [] if index is None else index.search(vector, k=k, condition=condition, floor=floor)
-        return Recall([_hit(memory, score, explain=explain) for memory, score in found])
-
-    def history(self, *, session: str | None = None, limit: int = 50, before: str | None = None) -> History:
-        """The last `limit` turns, oldest first, of one session or of all; expired ones are left out.
-
-        Args:
-            before: the `cursor` of a history, to get the turns before it.
-        """
-        _count(limit, name="limit", most=MAX_K)
-        if session is not None:
-            valid_name(session, name="session")
-        with self._resident.reading() as (_, index):
-            if index is None:
-                return History([], cursor=None)
-            return index.history(session=session, limit=limit, before=before, alive_at=datetime.now(UTC))
-
-    def sessions(self) -> list[Session]:
-        """All conversations, the one with the latest turn first."""
-        with self._resident.reading() as (_, index):
-            return [] if index is None else index.sessions(datetime.now(UTC))
-
-    def get(self, id: str) -> Memory:
-        """The memory with this id.
-
-        Raises:
-            NotFoundError: this user has no such memory; nothing is told of others.
-        """
-        with self._resident.reading() as (user, index):
-            memory_id = self._find(id, user, index)
-            memory = None if memory_id is None or index is None else index.get(memory_id)
-            if memory is None:
-                raise _not_found()
-            return memory
-
-    def count(self) -> int:
-        """How many memories there are, expired ones included."""
-        with self._resident.reading() as (_, index):
-            return 0 if index is None else len(index)
-
-    __len__ = count
-
-    def __bool__(self) -> bool:
-        # Otherwise `if memory:` would be false for a new user, and a chat without memory would go unnoticed.
-        return True
-
     # ---------------------------------------------------------------- converse
 
     def prepare(
@@ -373,16 +251,22 @@ class UserMemory:
             min_score, where, sources: as `recall` takes them.
             codec: reads and writes the request.
         """
-        return self._preparation(
-            codec,
+        Condition(sources=sources, where=where)
+        floor = None if min_score is None else scored(min_score)
+
+        def recall(query: str, count: int) -> Recall:
+            return self.recall(query, k=min(count, MAX_K), min_score=floor, where=where, sources=sources)
+
+        return Preparation(
+            owner=self._user_id,
+            codec=codec,
+            ledger=self._ledger,
+            recall=recall,
             session=session,
             placement=placement,
-            k=k,
+            k=counted(k, name="k", most=MAX_K),
             max_tokens=max_tokens,
             count_tokens=count_tokens,
-            min_score=min_score,
-            where=where,
-            sources=sources,
         ).prepare(messages)
 
     def capture(self, prepared: Prepared, reply: str | None, *, complete: bool = True) -> list[Memory]:
@@ -398,25 +282,14 @@ class UserMemory:
         """
         if prepared.owner != self._user_id:
             raise InvalidInputError("this was prepared for another user; nothing was remembered")
-        if reply is not None and not isinstance(reply, str):
-            raise InvalidInputError(f"a reply must be a str or None, not {type(reply).__name__}")
-        key, entry = prepared.key, prepared.entry
-        ledger = self._ledger
-        turns = []
-        if key is not None and entry is not None:
-            entry = ledger.current(key, entry)
-            if not entry.said:
-                turns.append(Turn(text=prepared.text, session=prepared.session, at=entry.at, id=entry.turn.hex()))
-        if reply is not None and reply.strip():
-            metadata = None if complete else {"incomplete": True}
-            turns.append(Turn(text=reply, role="assistant", session=prepared.session, metadata=metadata))
-            entry = None if entry is None else replace(entry, done=True)
+        key, ledger = prepared.key, self._ledger
+        entry = None if key is None or prepared.entry is None else ledger.current(key, prepared.entry)
+        turns, answered = exchanged(prepared, entry, reply, complete=complete)
         if not turns:
             return []
-        if key is None or entry is None:
+        if key is None or answered is None:
             return self.remember_many(turns)
-        entry = replace(entry, said=True)
-        memories = self._write(Batch(turns, vault=self._vault, replace=False), entry=(key, entry))
+        memories = self._write(Batch(turns, vault=self._vault, replace=False), entry=(key, answered))
         ledger.written(key)
         return memories
 
@@ -428,10 +301,6 @@ class UserMemory:
     def health(self) -> Health:
         """How memory has been doing in the adapters of this process, for the whole store."""
         return self.breaker.health
-
-    def check_options(self, **options: Any) -> None:
-        """Raises for options that `prepare` would not take, before the first request does."""
-        self._preparation(MESSAGES, **options)
 
     # ---------------------------------------------------------------- move
 
@@ -472,67 +341,6 @@ class UserMemory:
                     return batch.write(write, user, index, items=items)
             # Another process forgot one of them in between: that one is to be embedded after all.
 
-    def _preparation(
-        self,
-        codec: Codec,
-        *,
-        session: str | None = None,
-        placement: Placement = "sticky",
-        k: int = 10,
-        max_tokens: int = 800,
-        count_tokens: Callable[[str], int] | None = None,
-        min_score: float | None = None,
-        where: Mapping[str, Any] | None = None,
-        sources: Sequence[Source] | None = None,
-    ) -> Preparation:
-        Condition(sources=sources, where=where)
-        if min_score is not None:
-            _score(min_score)
-
-        def recall(query: str, count: int) -> Recall:
-            return self.recall(query, k=min(count, MAX_K), min_score=min_score, where=where, sources=sources)
-
-        return Preparation(
-            owner=self._user_id,
-            codec=codec,
-            ledger=self._ledger,
-            recall=recall,
-            session=session,
-            placement=placement,
-            k=_count(k, name="k", most=MAX_K),
-            max_tokens=max_tokens,
-            count_tokens=count_tokens,
-        )
-
     @property
     def _ledger(self) -> Ledger:
         return Ledger(self._user_id, vault=self._vault, resident=self._resident, pending=self._pending)
-
-    @property
-    def _resident(self) -> Resident:
-        return self._residents.get(self._user_id)
-
-    def _find(self, id: str, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
-        """The memory that a visible id stands for: an own id by its keyed hash, else the id that memlayer chose."""
-        return find(valid_name(id, name="id"), user=user, index=index)
-
-
-def _hit(memory: Memory, score: float, *, explain: bool) -> Hit:
-    parts = {"vector": score} if explain else None
-    return Hit.model_construct(**dict(memory), score=score, parts=parts)
-
-
-def _count(value: int, *, name: str, most: int) -> int:
-    if type(value) is not int or not 1 <= value <= most:
-        raise InvalidInputError(f"{name} must be an int from 1 to {most}", name=name, limit=most)
-    return value
-
-
-def _score(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InvalidInputError("min_score must be a number from 0 to 1")
-    return float(value)
-
-
-def _not_found() -> NotFoundError:
-    return NotFoundError("this user has no memory with this id")

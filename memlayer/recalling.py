@@ -1,0 +1,179 @@
+"""What can be asked of one user's memory: everything that reads, and nothing that writes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from memlayer.batch import find
+from memlayer.embedding import embed_query, given_query
+from memlayer.errors import InvalidInputError, NotFoundError
+from memlayer.filters import Condition
+from memlayer.records import History, Hit, Memory, Recall, valid_name, valid_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from memlayer.database import Database
+    from memlayer.embedders.protocol import Embedder
+    from memlayer.health import Breaker, Loading
+    from memlayer.index import UserIndex
+    from memlayer.ledger import Pending
+    from memlayer.records import Session, Source
+    from memlayer.resident import Resident, Residents
+    from memlayer.vault import UnlockedUser, Vault
+
+__all__ = ["MAX_K", "Recalling", "counted", "not_found", "scored"]
+
+MAX_K = 10_000
+_DEFAULT_FLOOR = 0.0  # Until the score is calibrated, nothing can be said to be too weak.
+
+
+class Recalling:
+    """The reading half of `UserMemory`: bound to its user for life, shareable by threads."""
+
+    def __init__(
+        self,
+        user_id: str,
+        *,
+        vault: Vault,
+        database: Database,
+        residents: Residents,
+        embedder: Embedder,
+        pending: Pending,
+        breaker: Breaker,
+        loading: Loading,
+    ) -> None:
+        self._user_id = user_id
+        self._vault = vault
+        self._database = database
+        self._residents = residents
+        self._embedder = embedder
+        self._pending = pending
+        self.breaker = breaker
+        self.loading = loading
+
+    def recall(
+        self,
+        query: str | NDArray[np.float32],
+        *,
+        k: int = 10,
+        session: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        where: Mapping[str, Any] | None = None,
+        sources: Sequence[Source] | None = None,
+        min_score: float | None = None,
+        now: datetime | None = None,
+        explain: bool = False,
+    ) -> Recall:
+        """What fits the query, best first. Sees every write that was committed before it began.
+
+        Args:
+            query: a text, or a vector of the embedder's dimensions.
+            k: at most how many, 1 to 10,000.
+            session: only of this conversation.
+            since, until: only what was said in `since <= at < until`.
+            where: only what has this metadata; see `memlayer.filters`.
+            sources: only from these sources.
+            min_score: the floor, 0 to 1; 0 asks for everything, None is the default floor (0 in this version).
+            now: what counts as now for expiry; the clock by default.
+            explain: give each hit its `parts`.
+        """
+        counted(k, name="k", most=MAX_K)
+        floor = _DEFAULT_FLOOR if min_score is None else scored(min_score)
+        condition = Condition(
+            session=session,
+            since=since,
+            until=until,
+            sources=sources,
+            where=where,
+            alive_at=datetime.now(UTC) if now is None else now,
+        )
+        if isinstance(query, str):
+            valid_text(query)
+            if not len(self):
+                return Recall([])  # Without loading a model.
+            vector = embed_query(self._embedder, query)
+        else:
+            vector = given_query(query, dimensions=self._embedder.identity.dimensions)
+        with self._resident.reading() as (_, index):
+            found = [] if index is None else index.search(vector, k=k, condition=condition, floor=floor)
+        return Recall([_hit(memory, score, explain=explain) for memory, score in found])
+
+    def history(self, *, session: str | None = None, limit: int = 50, before: str | None = None) -> History:
+        """The last `limit` turns, oldest first, of one session or of all; expired ones are left out.
+
+        Args:
+            before: the `cursor` of a history, to get the turns before it.
+        """
+        counted(limit, name="limit", most=MAX_K)
+        if session is not None:
+            valid_name(session, name="session")
+        with self._resident.reading() as (_, index):
+            if index is None:
+                return History([], cursor=None)
+            return index.history(session=session, limit=limit, before=before, alive_at=datetime.now(UTC))
+
+    def sessions(self) -> list[Session]:
+        """All conversations, the one with the latest turn first."""
+        with self._resident.reading() as (_, index):
+            return [] if index is None else index.sessions(datetime.now(UTC))
+
+    def get(self, id: str) -> Memory:
+        """The memory with this id.
+
+        Raises:
+            NotFoundError: this user has no such memory; nothing is told of others.
+        """
+        with self._resident.reading() as (user, index):
+            memory_id = self._find(id, user, index)
+            memory = None if memory_id is None or index is None else index.get(memory_id)
+            if memory is None:
+                raise not_found()
+            return memory
+
+    def count(self) -> int:
+        """How many memories there are, expired ones included."""
+        with self._resident.reading() as (_, index):
+            return 0 if index is None else len(index)
+
+    __len__ = count
+
+    def __bool__(self) -> bool:
+        # Otherwise `if memory:` would be false for a new user, and a chat without memory would go unnoticed.
+        return True
+
+    # ---------------------------------------------------------------- inside
+
+    @property
+    def _resident(self) -> Resident:
+        return self._residents.get(self._user_id)
+
+    def _find(self, id: str, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
+        """The memory that a visible id stands for: an own id by its keyed hash, else the id that memlayer chose."""
+        return find(valid_name(id, name="id"), user=user, index=index)
+
+
+def _hit(memory: Memory, score: float, *, explain: bool) -> Hit:
+    parts = {"vector": score} if explain else None
+    return Hit.model_construct(**dict(memory), score=score, parts=parts)
+
+
+def counted(value: int, *, name: str, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise InvalidInputError(f"{name} must be an int from 1 to {most}", name=name, limit=most)
+    return value
+
+
+def scored(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InvalidInputError("min_score must be a number from 0 to 1")
+    return float(value)
+
+
+def not_found() -> NotFoundError:
+    return NotFoundError("this user has no memory with this id")
