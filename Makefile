@@ -31,7 +31,7 @@ TESTS-proxy := tests/adapters/proxy
 SOURCES := $(shell find memlayer adapters tests examples -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-core test-adapters $(SETS:%=test-%) lint types cov format pins clean help
+.PHONY: demo test test-core test-adapters $(SETS:%=test-%) lint types cov bench format pins clean help
 # One pip at a time in one environment, whatever -j says.
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
@@ -71,6 +71,9 @@ cov: .coverage  ## coverage by branch; fails where the envelope, keys, manifest 
 
 .coverage: $(SOURCES) pyproject.toml $(TEST)
 	@$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS) || { rm -f $@; exit 1; }
+
+bench: $(TEST)  ## what a wrapped call costs beyond the provider's answer
+	@$(BIN)/python benchmarks/overhead.py
 
 format: $(TEST)  ## rewrites the code as `make lint` wants it
 	@$(BIN)/python -m ruff check --fix .
