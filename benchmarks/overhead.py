@@ -3,7 +3,7 @@
 The real OpenAI client against a server on loopback, plain and wrapped in turns, so that both see the same machine. The
 embedder costs nothing (a fixed vector) and recall is stubbed with memories that were found before, so what is left is
 memlayer's own work: reading the request, the ledger, rendering, the copy, reading the reply, and remembering both
-turns. The last is measured apart as well ("remember two": the same two turns by `remember_many`), because it is an fsync.
+turns. Remembering is measured apart too ("remember two": the same two turns by `remember_many`), for it is an fsync.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,31 +111,47 @@ def measure(memory: UserMemory, client: OpenAI, *, messages: int, rounds: int) -
     return medians
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=200)
-    rounds = parser.parse_args().rounds
+def serve() -> None:
+    """The provider, in a process of its own: in this one it would wait for our threads, and we for its."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    with tempfile.TemporaryDirectory() as folder, OpenAI(base_url=url, api_key="none") as client:
-        with MemoryStore.open(Path(folder) / "bench.db", keys=RawKey(bytes(32)), embedder=Fixed()) as store:  # noqa: SIM117
-            memory = store.user("bench")
-            memory.remember_many(
-                [Turn(text=f"I like dish number {number}, with a good deal of salt") for number in range(100)]
-            )
-            hits = memory.recall("dish", k=10)
-            memory.recall = lambda *_, **__: hits  # type: ignore[method-assign]  # the stub
-            report: dict[str, Any] = {
-                f"{messages} messages": measure(memory, client, messages=messages, rounds=rounds)
-                for messages in (1, 20, 200)
-            }
-            wrap(client, memory)
-            report["wrap, microseconds"] = p50(
-                [milliseconds(lambda: wrap(client, memory)) * 1e3 for _ in range(rounds)]
-            )
-    server.shutdown()
-    print(json.dumps(report, indent=2))
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+def report(memory: UserMemory, client: OpenAI, *, rounds: int) -> dict[str, Any]:
+    """All figures."""
+    memory.remember_many([Turn(text=f"I like dish number {number}, with a good deal of salt") for number in range(100)])
+    hits = memory.recall("dish", k=10)
+    memory.recall = lambda *_, **__: hits  # type: ignore[method-assign]  # the stub
+    found: dict[str, Any] = {
+        f"{messages} messages": measure(memory, client, messages=messages, rounds=rounds) for messages in (1, 20, 200)
+    }
+    wrap(client, memory)
+    found["wrap, microseconds"] = p50([milliseconds(lambda: wrap(client, memory)) * 1e3 for _ in range(rounds)])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What a wrapped call costs beyond the provider's answer.")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve()
+        return
+    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    assert server.stdout is not None  # noqa: S101
+    url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            OpenAI(base_url=url, api_key="none") as client,
+            MemoryStore.open(Path(folder) / "bench.db", keys=RawKey(bytes(32)), embedder=Fixed()) as store,
+        ):
+            print(json.dumps(report(store.user("bench"), client, rounds=options.rounds), indent=2))
+    finally:
+        server.kill()
+        server.wait()
 
 
 if __name__ == "__main__":
