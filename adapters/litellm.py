@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Otherwise LiteLLM asks the network for its list of prices while it is being imported.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 try:
-    from litellm import Router
+    from litellm.router import Router
 except ImportError as error:
     raise MissingExtraError('LiteLLM is missing: pip install "memlayer-sdk[litellm]"') from error
 

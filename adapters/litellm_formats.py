@@ -178,7 +178,7 @@ class AnthropicMessages:
 def _gives_results(content: Any) -> bool:
     """Whether a message in the user's role holds results of tools, and no word of the user's."""
     parts = content if isinstance(content, list) else []
-    return any(part.get("type") == "tool_result" for part in parts) and not content_text(parts).strip()
+    return any(part.get("type") == "tool_result" for part in parts) and content_text(parts).strip() == ""
 
 
 def _failed(response: Any) -> bool:

@@ -31,7 +31,7 @@ from memlayer.injector import Injector
 from memlayer.records import valid_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from memlayer.injector import Call
     from memlayer.store import MemoryStore
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Otherwise LiteLLM asks the network for its list of prices while it is being imported.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 try:
-    from fastapi import HTTPException
+    from fastapi import HTTPException  # type: ignore[import-not-found,unused-ignore]
     from litellm.integrations.custom_logger import CustomLogger
 except ImportError as error:
     raise MissingExtraError(
@@ -102,7 +102,7 @@ class MemoryHook(CustomLogger):  # type: ignore[misc,unused-ignore]  # LiteLLM's
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: AsyncIterator[Any], request_data: dict[str, Any]
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Remembers both sides of a streamed reply as it passes through."""
         call = self._under_way.get()
         if call is None:
@@ -140,7 +140,7 @@ def _checks_keys() -> bool:
 
 def _session(data: dict[str, Any]) -> str | None:
     headers = (data.get("proxy_server_request") or {}).get("headers") or {}
-    given = [{name.lower(): value for name, value in headers.items()}.get(SESSION_HEADER)]
+    given: list[Any] = [{name.lower(): value for name, value in headers.items()}.get(SESSION_HEADER)]
     for place in ("metadata", "litellm_metadata"):
         metadata = data.get(place)
         given.append(metadata.get("session_id") if isinstance(metadata, dict) else None)

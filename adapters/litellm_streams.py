@@ -20,9 +20,10 @@ def remembering(call: Call, stream: Any) -> Any:
     """The same stream, which remembers what passes through it."""
     if call.prepared is None:
         return stream
+    kind: Any = type(stream)
     try:
         vars(stream)["_memlayer_call"] = call
-        stream.__class__ = _remembering_type(type(stream))
+        stream.__class__ = _remembering_type(kind)
     except TypeError:  # A generator, whose class cannot be changed.
         return call.atee(stream) if hasattr(type(stream), "__anext__") else call.tee(stream)
     return stream

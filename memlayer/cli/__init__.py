@@ -8,6 +8,7 @@
     memories.py    remember, recall, history, forget, erase
     exports.py     export, import
     evaluate.py    eval
+    chat.py        chat
     mcp.py         mcp; tokens.py is who may use it over HTTP
     demo.py        demo; script.py is what is said in it, scan.py the proof that nothing of it can be read
     child.py       the processes that the demo starts

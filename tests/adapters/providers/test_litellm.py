@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import importlib
 import inspect
 import json
 import subprocess
@@ -14,9 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import litellm
 import pytest
-from litellm import CustomStreamWrapper, Router
 
 from memlayer.errors import InvalidInputError
 from memlayer.prompt import is_block
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
 # LiteLLM's own, of which there are many: it imports as it goes, what it serialises is not what its types say, and one
 # or other of its clients is left open. That memlayer warns of nothing is held by its other tests.
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+# Not `import litellm`, whose types hide most of what it has.
+litellm: Any = importlib.import_module("litellm")
 
 FACT = "I am allergic to peanuts"
 QUESTION = "May I eat peanuts today, what do you say?"
@@ -83,11 +85,11 @@ class World:
     def module(self, **options: Any) -> Any:
         return wrap(litellm, self.memory, session="now", **options)
 
-    def plain_router(self, **options: Any) -> Router:
+    def plain_router(self, **options: Any) -> Any:
         models: list[Any] = [
             {"model_name": name, "litellm_params": settings} for name, settings in self.settings.items()
         ]
-        return Router(model_list=models, retry_after=0, **options)
+        return litellm.Router(model_list=models, retry_after=0, **options)
 
     def bodies(self) -> list[Any]:
         return [body for server in self.servers.values() for body in server.bodies]
@@ -110,7 +112,7 @@ def run(work: Callable[[], Any]) -> Any:
         try:
             return await work()
         finally:
-            await litellm.close_litellm_async_clients()  # type: ignore[attr-defined]
+            await litellm.close_litellm_async_clients()
 
     return asyncio.run(closing())
 
@@ -425,7 +427,7 @@ def test_later_turns_begin_as_the_earlier_ones_did(world, kind):
     )
     provider = "anthropic" if kind == "messages" else "openai"
     more = {"max_tokens": 9} if kind == "messages" else {}
-    view, conversation = world.module(), list(CHAT)
+    view, conversation = world.module(), list[Any](CHAT)
     for question in ("And what of cashew nuts, may I eat those?", None):
         called(view, name, **world.settings[provider], **{key: conversation}, **more)
         conversation = [
@@ -490,7 +492,7 @@ def test_a_partial_reply_is_kept_on_request(world):
 def test_a_stream_that_is_left_keeps_the_users_turn(world, ending):
     """Closed, left by its `with`, or dropped: the user's turn is there, nothing of the reply."""
     stream = world.module().completion(messages=CHAT, stream=True, **world.settings["openai"])
-    assert isinstance(stream, CustomStreamWrapper)
+    assert isinstance(stream, litellm.CustomStreamWrapper)
     next(stream)
     if ending == "close":
         stream.close()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fastapi import HTTPException
+from fastapi import HTTPException  # type: ignore[import-not-found,unused-ignore]
 from litellm.proxy._types import UserAPIKeyAuth
 
 from memlayer import InvalidInputError, MemoryStore, RawKey
