@@ -701,6 +701,7 @@ EXPECTED = {
     "EmbedderMismatchError": 6,
     "WeightsUnavailableError": 6,
     "MissingExtraError": 6,
+    "RecallTimeoutError": 5,
     "NotFoundError": 7,
     "StoreMissingError": 7,
     "ConflictError": 8,

@@ -36,6 +36,7 @@ CODES = {
     "EmbedderError": "embedder",
     "EmbedderMismatchError": "embedder_mismatch",
     "WeightsUnavailableError": "weights_unavailable",
+    "RecallTimeoutError": "recall_timeout",
     "MissingExtraError": "missing_extra",
 }
 

@@ -29,6 +29,7 @@ from memlayer.errors import (
     MissingExtraError,
     NotAStoreError,
     NotFoundError,
+    RecallTimeoutError,
     RollbackDetectedError,
     StorageError,
     StoreDamagedError,
@@ -63,7 +64,7 @@ EXIT_CODES: tuple[tuple[int, tuple[type[MemlayerError], ...], str], ...] = (
         "the file is damaged, older than it was, or not memlayer's",
     ),
     (7, (NotFoundError, StoreMissingError), "there is no such store, memory or folder"),
-    (5, (StorageError,), "the store is busy, full or read-only"),
+    (5, (StorageError, RecallTimeoutError), "the store is busy, full or read-only, or takes too long"),
     (6, (EmbedderError, MissingExtraError), "the embedder failed, is another one, or an extra is missing"),
     (8, (ConflictError,), "the id is taken by other content"),
 )
