@@ -27,6 +27,8 @@ STAMPS := $(foreach set,$(SETS),$(VENV)-$(set)/.test-$(HERE))
 TESTS-oldest := tests/adapters/providers
 TESTS-frameworks := tests/adapters/frameworks
 TESTS-proxy := tests/adapters/proxy
+# langchain-tests brings a plugin that wants to be told.
+ARGS-frameworks := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function
 
 SOURCES := $(shell find memlayer adapters tests examples -name '*.py' 2>/dev/null)
 
@@ -49,7 +51,7 @@ test-adapters: $(SETS:%=test-%)  ## the adapters' tests with the oldest SDKs, wi
 
 test-%: $(VENV)-%/.test-$(HERE)
 	@echo "tests in $(VENV)-$*"
-	@$(VENV)-$*/bin/python -m pytest -q $(TESTS-$*)
+	@$(VENV)-$*/bin/python -m pytest -q $(ARGS-$*) $(TESTS-$*)
 
 lint: $(TEST)  ## ruff: rules and format
 	@$(BIN)/python -m ruff check .

@@ -206,6 +206,23 @@ class Call:
         """As `tee`, for an async stream."""
         return AsyncTee(events, self)
 
+    def streamed(self, events: Iterator[Any]) -> Iterator[Any]:
+        """As `tee`, for a stream whose request goes out when it is first read: if that fails, nothing is remembered."""
+        with self:
+            first = next(events, _END)
+        yield from self.tee(_resumed(first, events))
+
+    async def astreamed(self, events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """As `streamed`, for an async stream."""
+        with self:
+            first = await anext(events, _END)
+        tee = self.atee(_aresumed(first, events))
+        try:
+            async for event in tee:
+                yield event
+        finally:
+            await tee.aclose()
+
     def see(self, event: Any) -> None:
         """Takes note of one event of a streamed reply."""
         self._take(event, whole=False)
@@ -245,6 +262,22 @@ class Call:
         text = "".join(self._texts)
         says = bool(text.strip()) and not self._calls and not self._refused
         return self.prepared, text if says else None, not broken or self._ended
+
+
+_END = object()
+
+
+def _resumed(first: Any, events: Iterator[Any]) -> Iterator[Any]:
+    if first is not _END:
+        yield first
+        yield from events
+
+
+async def _aresumed(first: Any, events: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    if first is not _END:
+        yield first
+        async for event in events:
+            yield event
 
 
 class Tee:
