@@ -183,7 +183,7 @@ def _gives_results(content: Any) -> bool:
 
 def _failed(response: Any) -> bool:
     details = _get(_get(response, "incomplete_details"), "reason")
-    return _get(response, "status") == "failed" or details == "content_filter"
+    return bool(_get(response, "status") == "failed" or details == "content_filter")
 
 
 def _get(value: Any, name: str) -> Any:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import secrets
 import sys
 import warnings
 from datetime import UTC, datetime
@@ -72,7 +73,8 @@ def chat(
     """
     if not _is_installed():
         raise MissingExtraError('memlayer chat needs LiteLLM: pip install "memlayer-sdk[litellm]"')
-    name = session or f"chat-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    # Two that begin in one second are two conversations.
+    name = session or f"chat-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened, _quiet():
         memory = opened.user(user)
         # Made first: the embedder is loaded while LiteLLM is imported, which takes seconds too.
