@@ -37,13 +37,15 @@ def wrap(client: Any, injector: Injector) -> Any:
     """
     if not isinstance(client, Client):
         raise InvalidInputError(f"wrap takes a genai.Client, not {type(client).__name__}")
-    plain = client._api_client
-    kind = _api_kind(type(plain))
+    plain: Any = client._api_client
+    own: Any = type(plain)
+    kind: Any = _api_kind(own)
     api = kind.__new__(kind)
     # One dict for both: connections, tokens and event loops that one of them opens serve the other as well.
     api.__dict__ = plain.__dict__
     api.memlayer = injector
-    kind = _client_kind(type(client))
+    own = type(client)
+    kind = _client_kind(own)
     new = kind.__new__(kind)
     vars(new).update(_bound_to(api, client))
     vars(new)["_aio"] = aio = copy.copy(client._aio)
@@ -78,7 +80,7 @@ class Contents:
     def reply(self, response: Any) -> Piece:
         said = json.loads(response.body) if response.body else {}
         candidates = said.get("candidates") or []
-        first = next((one for one in candidates if not one.get("index")), {})
+        first: dict[str, Any] = next((one for one in candidates if not one.get("index")), {})
         parts = (first.get("content") or {}).get("parts") or []
         stopped = first.get("finishReason")
         return Piece(
@@ -137,16 +139,16 @@ def _sends_contents(path: str) -> bool:
 
 
 @cache
-def _client_kind(own: type[Any]) -> type[Any]:
+def _client_kind(own: Any) -> Any:
     return own if hasattr(own, "_memlayer_kind") else _named(own, (_Borrowing, own))
 
 
 @cache
-def _api_kind(own: type[Any]) -> type[Any]:
+def _api_kind(own: Any) -> Any:
     return own if issubclass(own, _ApiClient) else _named(own, (_ApiClient, own), __slots__=("memlayer",))
 
 
-def _named(own: type[Any], parents: tuple[type[Any], ...], **more: Any) -> type[Any]:
+def _named(own: Any, parents: tuple[Any, ...], **more: Any) -> Any:
     return type(own.__name__, parents, {"__module__": own.__module__, "__doc__": own.__doc__, **more})
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 from memlayer.errors import MissingExtraError
-from memlayer.prompt import fitting, render
+from memlayer.prompt import fitting
 
 try:
     from mcp.types import CallToolResult, TextContent
@@ -88,8 +88,8 @@ def answer(structured: BaseModel, *content: str) -> CallToolResult:
 
 def quoted(structured: BaseModel, memories: Sequence[Memory], *, max_tokens: int) -> CallToolResult:
     """Memories in both forms: as many as fit are quoted, and their ids named, which the block does not have."""
-    fit = fitting(memories, max_tokens=max_tokens)
+    block, fit = fitting(memories, max_tokens=max_tokens)
     if not fit:
         return answer(structured, "Nothing was found.")
     ids = f"Their ids, in this order: {json.dumps([memory.id for memory in fit])}"
-    return answer(structured, render(fit, max_tokens=max_tokens), ids)
+    return answer(structured, block, ids)

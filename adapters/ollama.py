@@ -35,7 +35,8 @@ def wrap(client: Any, injector: Injector) -> Any:
     """
     if not isinstance(client, Client | AsyncClient):
         raise InvalidInputError("wrap takes a client of Ollama: wrap(ollama.Client(), memory)")
-    kind = _kind(type(client))
+    own: Any = type(client)
+    kind: Any = _kind(own)
     new = kind.__new__(kind)
     vars(new).update(vars(client))
     new.memlayer = injector
@@ -107,7 +108,7 @@ def _joined(text: str | None, block: str) -> str:
 
 
 @cache
-def _kind(own: type[Any]) -> type[Any]:
+def _kind(own: Any) -> Any:
     if issubclass(own, _Client | _AsyncClient):
         return own
     mixin = _AsyncClient if issubclass(own, AsyncClient) else _Client

@@ -35,16 +35,17 @@ __all__ = ["AsyncMemoryStore", "AsyncUserMemory", "Opening"]
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
+Below = TypeVar("Below", covariant=True)
 
 
-class _Above(Generic[S]):
+class _Above(Generic[Below]):
     """What has a sync object below it."""
 
-    def __init__(self, sync: S) -> None:
+    def __init__(self, sync: Below) -> None:
         self._sync = sync
 
     @property
-    def sync(self) -> S:
+    def sync(self) -> Below:
         """The sync object that does the work. Its methods block the thread that calls them."""
         return self._sync
 

@@ -26,15 +26,15 @@ def _imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["tables", "database", "migrations"])
+@pytest.mark.parametrize("name", ["tables", "rows", "database", "migrations"])
 def test_the_sql_layer_knows_no_keys_and_no_memories(name):
     """What speaks SQL imports nothing that seals, opens or names a memory, so it can only handle bytes."""
     own = {module for module in _imports(PACKAGE / f"{name}.py") if module.startswith("memlayer.")}
-    allowed = ("memlayer.database", "memlayer.errors", "memlayer.gate", "memlayer.migrations")
+    allowed = ("memlayer.database", "memlayer.errors", "memlayer.gate", "memlayer.migrations", "memlayer.rows")
     assert all(module.startswith(allowed) for module in own), own
 
 
-@pytest.mark.parametrize("name", ["envelope", "manifest", "ranking", "filters", "prompt", "payload"])
+@pytest.mark.parametrize("name", ["envelope", "manifest", "ranking", "filters", "prompt", "payload", "sealer", "codec"])
 def test_the_middle_is_pure(name):
     """What seals, sums, filters, ranks and renders imports no database, no file and no clock."""
     impure = {"sqlalchemy", "sqlcipher3", "apsw", "sqlite_vec", "pathlib", "socket", "time", "subprocess", "threading"}

@@ -215,7 +215,7 @@ OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
     "copy the embedder": lambda c, _: c.execute("INSERT INTO embedders SELECT embedder_no + 1, sealed FROM embedders"),
 }  # fmt: skip
 
-# What belongs to nobody is read by nobody but `verify`.
+# What belongs to nobody is read by nobody but `verify`; an item of somebody who is there is found at once.
 STOWAWAYS: dict[str, Callable[[Any, Old], object]] = {
     "an item": lambda c, _: c.execute(
         "INSERT INTO items SELECT uref, 1, randomblob(16), 1, 1, randomblob(64) FROM users LIMIT 1"

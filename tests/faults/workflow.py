@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memlayer import MemlayerError, MemoryStore, NotFoundError, RawKey, StoreDamagedError, Turn
+from memlayer.items import ItemKind
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class World:
         self.folder = folder
         self.meddler = meddler
         self.texts: dict[str, dict[str, str]] = {name: {} for name in USERS}
+        self.files: dict[str, dict[str, bytes]] = {name: {} for name in USERS}
         self.errors: list[str] = []
         with open_store(self.path) as store:
             # So that both have rows of every kind, in two buckets, before anything is meddled with.
@@ -80,6 +82,8 @@ class World:
             for name in USERS:
                 found = {turn.id: turn.text for turn in clean.user(name).history(limit=1_000)}
                 assert found == self.texts[name], f"{name} after {step}"
+                files = clean.user(name).items(ItemKind.TOOL_FILE).read()
+                assert files == self.files[name], f"the files of {name} after {step}"
 
     def has(self, name: str, found: dict[str, str]) -> None:
         """Asserts that a step's own answer is right."""
@@ -177,6 +181,46 @@ def exports_and_imports(world: World) -> Any:
         world.has("alice", {turn.id: turn.text for turn in elsewhere.user("alice").history(limit=1_000)})
 
 
+def _change(world: World, name: str, files: dict[str, bytes]) -> Callable[[], object]:
+    """Has a user's files changed to these."""
+    with world.store.user(name).items(ItemKind.TOOL_FILE).change() as there:
+        there.clear()
+        there |= files
+    return lambda: world.files.__setitem__(name, files)
+
+
+def puts_items(world: World) -> Any:
+    return _change(world, "alice", {"a": b"alice", "b": b"1", "c": b"2"})
+
+
+def puts_items_of_the_same_names(world: World) -> Any:
+    return _change(world, "bob", {"a": b"bob", "b": b"1", "c": b"2"})
+
+
+def changes_and_drops_items(world: World) -> Any:
+    return _change(world, "alice", {**world.files["alice"], "b": b"alice"} if world.files["alice"] else {"b": b"x"})
+
+
+def drops_items(world: World) -> Any:
+    return _change(world, "bob", {"a": b"bob"})
+
+
+def reads_items(world: World) -> None:
+    for name in USERS:
+        assert world.store.user(name).items(ItemKind.TOOL_FILE).read() == world.files[name]
+
+
+def somebody_else_changes_items(world: World) -> None:
+    """Another process, that nobody meddles with; what the first one answers afterwards is seen by the next steps."""
+    world.meddler.active = False
+    with open_store(world.path) as other:
+        for name in USERS:
+            with other.user(name).items(ItemKind.TOOL_FILE).change() as there:
+                there.pop("a", None)
+                there["elsewhere"] = name.encode()
+                world.files[name] = dict(there)
+
+
 def counts_users(world: World) -> None:
     assert world.store.count_users() == sum(bool(texts) for texts in world.texts.values())
 
@@ -200,7 +244,7 @@ def verifies(world: World) -> None:
 
 def erases(world: World) -> Any:
     assert world.store.user("alice").erase().memories == len(world.texts["alice"])
-    return world.texts["alice"].clear
+    return lambda: (world.texts["alice"].clear(), world.files["alice"].clear())
 
 
 def begins_anew(world: World) -> Any:
@@ -209,7 +253,8 @@ def begins_anew(world: World) -> Any:
 
 STEPS: list[Callable[[World], Any]] = [
     recalls, lists, gets, remembers, remembers_with_an_id, remembers_it_again, replaces, remembers_many, updates,
-    updates_the_text, recalls, somebody_else_writes, recalls_what_somebody_else_wrote, lists, forgets_by_id,
-    forgets_by_condition, lists, exports_and_imports, counts_users, changes_keys, backs_up, verifies, erases, recalls,
-    begins_anew, lists,
+    updates_the_text, recalls, puts_items, puts_items_of_the_same_names, reads_items, changes_and_drops_items,
+    drops_items, reads_items, somebody_else_changes_items, reads_items, somebody_else_writes,
+    recalls_what_somebody_else_wrote, lists, forgets_by_id, forgets_by_condition, lists, exports_and_imports,
+    reads_items, counts_users, changes_keys, backs_up, verifies, erases, recalls, begins_anew, lists,
 ]  # fmt: skip

@@ -30,7 +30,7 @@ OLD = int(anthropic.__version__.partition(".")[0]) < 2
 # ---------------------------------------------------------------- the SDK's own tool as the oracle
 
 
-def answer(tool, command: dict) -> tuple[str, str]:
+def answer(tool, command) -> tuple[str, str]:
     """What the tool says, or how it refuses."""
     try:
         return "said", tool.call(command)
@@ -97,7 +97,7 @@ def new_user(store):
     return store.user(f"user {_last_user}")
 
 
-def _about_the_root(command: dict) -> bool:
+def _about_the_root(command) -> bool:
     """Whether the old tool would delete or move the root: it looked at the path's letters only."""
     path = command.get("old_path", command["path"] if command["command"] == "delete" else None)
     return OLD and path is not None and path.startswith("/memories") and _is_root(path)

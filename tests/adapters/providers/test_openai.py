@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import gc
 import json
 from typing import Any
 
 import openai
 import pytest
-from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
+from openai import AsyncOpenAI, OpenAI
 
-from memlayer.errors import InvalidInputError
 from memlayer.wrapping import wrap
 from tests.adapters.loopback import Loopback
 from tests.adapters.wires import openai as wire
@@ -31,7 +29,7 @@ MODEL = "gpt-test"
 # Each takes a client and gives (text, type of what the SDK gave back). Some are not in every major.
 
 
-def _chat_text(answer: Any) -> str:
+def _chat_text(answer: Any) -> Any:
     return answer.choices[0].message.content
 
 
@@ -366,7 +364,7 @@ def _check(server, bob, embedder, was, text, kinds):
     assert FACT in json.dumps(bodies[0])
     assert said(bob) == [("user", FACT), ("user", QUESTION), ("assistant", REPLY)]
     assert embedder.query_calls == 1
-    assert (CHAT, ITEMS) == was
+    assert was == (CHAT, ITEMS)
 
 
 @pytest.mark.parametrize("name", SYNC)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
-from inspect import iscoroutinefunction
 from importlib.util import find_spec
+from inspect import iscoroutinefunction
 
 import pytest
 
@@ -146,6 +147,7 @@ def chatting(kind, wire, memory, **options):
             yield chat, server
         finally:
             chat.close()
+            gc.collect()
 
 
 def strings(value):
@@ -260,7 +262,7 @@ def test_fifty_tasks_of_two_users_never_see_each_others_words(tmp_path):
 
             async def one(number):
                 name = ("alice", "bob")[number % 2]
-                client = wrap(shared, store.user(name), session=f"{name} {number}")
+                client = wrap(shared, store.user(name), session=f"{name} {number}", recall_timeout=60)
                 for turn in range(2):
                     text = f"{name} asks about the secret {name}word number {number}, time {turn}"
                     await client.chat.completions.create(model="m", messages=[{"role": "user", "content": text}])
