@@ -59,11 +59,11 @@ lint: $(TEST)  ## ruff: rules and format
 
 # What imports a framework: checked with the packages of the environment that has them.
 FRAMED = $(wildcard $(addprefix memlayer/adapters/,langchain*.py langgraph*.py llama_index*.py mcp*.py openai_agents*.py \
-    pydantic_ai*.py)) memlayer/cli/mcp.py tests/adapters/frameworks examples/fastapi_service.py
+    pydantic_ai*.py)) memlayer/cli/mcp.py $(wildcard tests/adapters/frameworks/*.py) examples/fastapi_service.py
 
 types: $(TEST) $(VENV)-frameworks/.test-$(HERE)  ## mypy, strict
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m mypy --python-executable $(VENV)-frameworks/bin/python --exclude '^$$' $(FRAMED)
+	@$(BIN)/python -m mypy --python-executable $(VENV)-frameworks/bin/python $(FRAMED)
 
 # Takes the data of the last `make test PYTEST_ARGS=--cov`, if no file has changed since; else runs the tests for it.
 cov: .coverage  ## coverage by branch; fails where the envelope, keys, manifest and tables are not at 100 %
