@@ -82,8 +82,8 @@ class MemlayerVectorStore(VectorStore):
             ConflictError: an id is that of something else than a document.
         """
         turns = self._turns(texts, metadatas, ids)
-        embedding = self._embedding
-        return self._add(turns, embedding and embedding.embed_documents([turn.text for turn in turns]))
+        given = self._embedding
+        return self._add(turns, None if given is None else given.embed_documents([turn.text for turn in turns]))
 
     async def aadd_texts(
         self,
@@ -95,8 +95,8 @@ class MemlayerVectorStore(VectorStore):
     ) -> list[str]:
         """As `add_texts`, and never on the event loop."""
         turns = self._turns(texts, metadatas, ids)
-        embedding = self._embedding
-        vectors = embedding and await embedding.aembed_documents([turn.text for turn in turns])
+        given = self._embedding
+        vectors = None if given is None else await given.aembed_documents([turn.text for turn in turns])
         return await asyncio.wrap_future(workers.submit(self._add, turns, vectors))
 
     def delete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
@@ -115,12 +115,16 @@ class MemlayerVectorStore(VectorStore):
         embedding: Embeddings | None = None,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        memory: UserMemory | AsyncUserMemory,
         ids: list[str] | None = None,
+        memory: Any = None,
         session: str | None = None,
         **kwargs: Any,
     ) -> MemlayerVectorStore:
-        """The user's documents, with these added."""
+        """The documents of the user whose memory this is, with these added.
+
+        Raises:
+            InvalidInputError: `memory` is missing, or not the memory of one user.
+        """
         documents = cls(memory, embedding, session=session)
         documents.add_texts(texts, metadatas, ids=ids)
         return documents

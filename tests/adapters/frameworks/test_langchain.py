@@ -163,6 +163,31 @@ def test_user_of_the_run(serve, store, way):
         assert [turn.session for turn in store.user(user).history()][1:] == [f"with {user}"] * 2
 
 
+def test_two_users_at_once(serve, store):
+    """Of 50 runs at once of one agent, for two users, each has the memory of its own user alone."""
+    for user in ("alice", "bob"):
+        store.user(user).remember(f"The peanuts of {user}")
+    server, model = serve(wire.Chatbot("Yes"))
+    middleware = MemoryMiddleware(lambda runtime: store.user(runtime.context.user), recall_timeout=30)
+    agent = create_agent(model, middleware=[middleware], context_schema=Context)
+
+    async def runs():
+        users = ["alice", "bob"] * 25
+        given = [{"messages": [HumanMessage(f"{QUESTION}, asks {user} ({n})")]} for n, user in enumerate(users)]
+        await asyncio.gather(
+            *(agent.ainvoke(one, context=Context(user)) for one, user in zip(given, users, strict=True))
+        )
+
+    asyncio.run(runs())
+    assert len(server.bodies) == 50
+    for body in server.bodies:
+        user, other = ("alice", "bob") if "asks alice" in str(body["messages"][-1]) else ("bob", "alice")
+        assert f"The peanuts of {user}" in str(body)
+        assert other not in str(body)
+    for user in ("alice", "bob"):
+        assert len(store.user(user)) == 51
+
+
 @WAYS
 def test_missing_user_raises_before_any_request(serve, store, way):
     """Without a user's memory nothing is sent, whatever `on_error` says."""

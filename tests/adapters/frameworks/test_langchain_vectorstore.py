@@ -108,7 +108,7 @@ def test_from_texts(store, alice):
     asyncio.run(MemlayerVectorStore.afrom_texts(["two"], None, memory=alice, ids=["2"]))
     made = MemlayerVectorStore.from_documents([Document(page_content="three", id="3")], None, memory=alice)
     assert sorted(one.page_content for one in made.get_by_ids(["1", "2", "3"])) == ["one", "three", "two"]
-    with pytest.raises(TypeError):
+    with pytest.raises(InvalidInputError):
         MemlayerVectorStore.from_texts(["one"])
     with pytest.raises(InvalidInputError):
         MemlayerVectorStore(store)
