@@ -63,7 +63,7 @@ FRAMED = $(wildcard $(addprefix memlayer/adapters/,langchain*.py langgraph*.py l
 
 types: $(TEST) $(VENV)-frameworks/.test-$(HERE)  ## mypy, strict
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m mypy --python-executable $(VENV)-frameworks/bin/python $(FRAMED)
+	@$(BIN)/python -m mypy --python-executable $(VENV)-frameworks/bin/python --follow-imports=silent $(FRAMED)
 
 # Takes the data of the last `make test PYTEST_ARGS=--cov`, if no file has changed since; else runs the tests for it.
 cov: .coverage  ## coverage by branch; fails where the envelope, keys, manifest and tables are not at 100 %

@@ -44,14 +44,19 @@ def wrap(client: Any, injector: Injector) -> Any:
     # One dict for both: connections, tokens and event loops that one of them opens serve the other as well.
     api.__dict__ = plain.__dict__
     api.memlayer = injector
-    own = type(client)
-    kind = _client_kind(own)
-    new = kind.__new__(kind)
-    vars(new).update(_bound_to(api, client))
-    vars(new)["_aio"] = aio = copy.copy(client._aio)
-    vars(aio).update(_bound_to(api, client._aio))
+    new = _borrowing(client, api)
+    new._aio = _borrowing(client._aio, api)
     # The caller's client closes its connections when nobody holds it any more.
     new._memlayer_plain, new.memlayer = client, injector
+    return new
+
+
+def _borrowing(owner: Any, api: Any) -> Any:
+    """A client like `owner` that speaks through another API client."""
+    own: Any = type(owner)
+    kind = _client_kind(own)
+    new = kind.__new__(kind)
+    vars(new).update(_bound_to(api, owner))
     return new
 
 
@@ -124,7 +129,7 @@ def _bound_to(api: Any, owner: Any) -> dict[str, Any]:
     for name, part in vars(owner).items():
         if part is plain:
             bound[name] = api
-        elif name == "_nextgen_client_instance":
+        elif name in ("_aio", "_nextgen_client_instance"):
             bound[name] = part
         elif getattr(part, "_api_client", None) is plain:
             bound[name] = copy.copy(part)

@@ -191,7 +191,7 @@ def _add_resources(made: MCPServer[Any], mine: Callable[[], UserMemory], *, max_
             raise NotFoundError("this user has no conversation of this name")
         return render(turns[::-1], max_tokens=max_tokens)
 
-    @made.completion()
+    @made.completion()  # type: ignore[no-untyped-call,untyped-decorator]  # the SDK's decorator has no types
     async def complete(
         reference: Any, argument: CompletionArgument, context: CompletionContext | None
     ) -> Completion | None:

@@ -244,7 +244,12 @@ def verifies(world: World) -> None:
 
 def erases(world: World) -> Any:
     assert world.store.user("alice").erase().memories == len(world.texts["alice"])
-    return lambda: (world.texts["alice"].clear(), world.files["alice"].clear())
+
+    def gone() -> None:
+        world.texts["alice"].clear()
+        world.files["alice"] = {}
+
+    return gone
 
 
 def begins_anew(world: World) -> Any:

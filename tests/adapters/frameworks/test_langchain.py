@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from http.server import ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
@@ -163,8 +164,10 @@ def test_user_of_the_run(serve, store, way):
         assert [turn.session for turn in store.user(user).history()][1:] == [f"with {user}"] * 2
 
 
-def test_two_users_at_once(serve, store):
+def test_two_users_at_once(serve, store, monkeypatch):
     """Of 50 runs at once of one agent, for two users, each has the memory of its own user alone."""
+    # By default a server lets five connections wait and has the others reset, which the model here does not try again.
+    monkeypatch.setattr(ThreadingHTTPServer, "request_queue_size", 128)
     for user in ("alice", "bob"):
         store.user(user).remember(f"The peanuts of {user}")
     server, model = serve(wire.Chatbot("Yes"))
