@@ -771,10 +771,10 @@ def test_the_command_over_http(tmp_path):
         (["--user", "a", "--tokens", "FILE"], "--tokens"),
         (["--transport", "http"], "--user and --tokens"),
         (["--transport", "http", "--user", "a", "--tokens", "FILE"], "--user and --tokens"),
-        (["--transport", "http", "--user", "a", "--host", "0.0.0.0"], "use --tokens"),
+        (["--transport", "http", "--user", "a", "--host", "0.0.0.0"], "use --tokens"),  # noqa: S104
         (["--transport", "http", "--user", "a", "--host", "192.0.2.1"], "use --tokens"),
         (["--transport", "http", "--user", "a", "--allow-host", "memory.example"], "use --tokens"),
-        (["--transport", "http", "--tokens", "FILE", "--host", "0.0.0.0"], "--allow-host"),
+        (["--transport", "http", "--tokens", "FILE", "--host", "0.0.0.0"], "--allow-host"),  # noqa: S104
         (["--transport", "http", "--tokens", "FILE"], "cannot be read"),
     ],
 )
