@@ -49,7 +49,8 @@ test-core: $(TEST)  ## the tests that run in .venv
 
 test-adapters: $(SETS:%=test-%)  ## the adapters' tests with the oldest SDKs, with the frameworks, with LiteLLM's gateway
 
-test-%: $(VENV)-%/.test-$(HERE)
+# A static pattern: make looks for no implicit rule for what is phony.
+$(SETS:%=test-%): test-%: $(VENV)-%/.test-$(HERE)
 	@echo "tests in $(VENV)-$*"
 	@$(VENV)-$*/bin/python -m pytest -q $(ARGS-$*) $(TESTS-$*)
 
