@@ -81,7 +81,7 @@ class Items:
         before: Mapping[str, bytes],
         after: Mapping[str, bytes],
     ) -> ItemChanges:
-        changed = {name: content for name, content in after.items() if before.get(name) != content}
+        changed = {name: content for name, content in after.items() if name not in before or before[name] != content}
         rows = [
             put(self._vault, user, kind=self._kind, name=name, content=content) for name, content in changed.items()
         ]
@@ -100,6 +100,8 @@ def put(
     vault: Vault, user: UnlockedUser, *, kind: ItemKind, name: str, content: bytes
 ) -> tuple[ItemRow, tuple[int, bytes]]:
     """The row of an item for the user's next generation, and its kind and id."""
+    if not isinstance(name, str):
+        raise InvalidInputError(f"an item's name must be a str, not {type(name).__name__}")
     if not isinstance(content, bytes):
         raise InvalidInputError(f"an item's content must be bytes, not {type(content).__name__}")
     encoded = utf8(name, name="name")
@@ -115,10 +117,12 @@ def put(
 def named(item: OpenedItem) -> tuple[str, bytes]:
     """An item's name and content."""
     content = item.content
-    if len(content) < _HEAD.size:
-        raise StoreDamagedError("an item is not written as it must be")
-    end = _HEAD.size + _HEAD.unpack_from(content)[0]
-    try:
-        return content[_HEAD.size : end].decode(), content[end:]
-    except UnicodeDecodeError:
-        raise StoreDamagedError("an item is not written as it must be") from None
+    if len(content) >= _HEAD.size:
+        end = _HEAD.size + _HEAD.unpack_from(content)[0]
+        # A slice that ends behind the end would be a shorter name, and no content.
+        if end <= len(content):
+            try:
+                return content[_HEAD.size : end].decode(), content[end:]
+            except UnicodeDecodeError:
+                pass
+    raise StoreDamagedError("an item is not written as it must be")

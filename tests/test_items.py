@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -103,7 +104,7 @@ def test_the_names_of_two_kinds_have_nothing_to_do_with_each_other(alice, files)
 def test_items_are_no_memories(alice, files, store):
     """They are not counted, listed, recalled, nor in a conversation; a user who has only items is there."""
     fill(files, {"a": b"peanuts"})
-    assert (alice.count(), alice.history(), alice.sessions(), alice.recall("peanuts")) == (0, [], [], [])
+    assert [alice.count(), *alice.history(), *alice.sessions(), *alice.recall("peanuts")] == [0]
     assert store.count_users() == 1
     alice.remember("peanuts are bad for me")
     assert alice.count() == 1
@@ -131,7 +132,7 @@ def test_what_the_block_leaves_is_written(files, opened):
 def test_a_block_that_raises_changes_nothing(files, opened):
     """Whatever it did before: another process, too, sees what was there; the next change works."""
     fill(files)
-    with pytest.raises(Undo), files.change() as there:
+    with contextlib.suppress(Undo), files.change() as there:
         there.clear()
         there["new"] = b"x"
         raise Undo
@@ -170,9 +171,8 @@ def test_a_block_that_changes_nothing_writes_nothing(files, store):
 def test_what_is_no_item_is_refused(files, name, content):
     """With an error that shows neither name nor content, and nothing of the block is written."""
     fill(files)
-    with pytest.raises(InvalidInputError) as caught, files.change() as there:
-        there["another"] = b"fine"
-        there[name] = content
+    with pytest.raises(InvalidInputError) as caught:
+        fill(files, {"another": b"fine", name: content})
     assert "surrogate \ud800" not in str(caught.value)
     assert files.read() == FILES
 
@@ -246,9 +246,7 @@ def test_items_go_with_their_user_from_ram_and_come_back(opened):
     """They count in the budget, are evicted with the index, and are read anew from the rows."""
     store = opened(cache_bytes=1)
     fill(files_of(store, "alice"), {"large": b"a" * 1_000_000})
-    alone = store._parts.residents.nbytes
     fill(files_of(store, "bob"), {"small": b"b"})
-    assert alone > 0
     files_of(store, "alice").read()
     assert store._parts.residents.nbytes > 1_000_000
     files_of(store, "bob").read()
@@ -260,13 +258,25 @@ def test_items_go_with_their_user_from_ram_and_come_back(opened):
     assert store._parts.residents.nbytes < 500_000
 
 
-def test_what_items_take_in_ram_is_counted_without_a_rest(files, store):
+@pytest.mark.xfail(strict=True, reason="`UserMemory.items` hands out the place in RAM that the user has at the time")
+def test_items_that_somebody_keeps_count_in_the_budget(opened):
+    """An adapter holds them for as long as it lives, and the user may have been evicted in between."""
+    store = opened(cache_bytes=1)
+    kept = files_of(store, "alice")
+    fill(kept, {"large": b"a" * 1_000_000})
+    kept.read()
+    files_of(store, "bob").read()
+    kept.read()
+    assert store._parts.residents.nbytes > 1_000_000
+
+
+def test_what_items_take_in_ram_is_counted_without_a_rest(store):
     """After any changes the sum is that of what is there, and nothing is left when it was freed."""
     for content in ({"a": b"x" * 9_999, "b": b"y"}, {"a": b"x", "c": b"z" * 500}, {}, {"d": b"w"}):
-        with files.change() as there:
+        with files_of(store).change() as there:
             there.clear()
             there |= content
-        files.read()
+        files_of(store).read()
         counted = store._parts.residents.nbytes
         store._parts.residents.clear()
         assert store._parts.residents.nbytes == 0
@@ -359,8 +369,8 @@ def test_verify_counts_items(files, store, statement):
         connection.exec_driver_sql(statement)
     with pytest.raises(StoreDamagedError):
         store.verify()
+    store._parts.residents.clear()
     with pytest.raises(StoreDamagedError):
-        store._parts.residents.clear()
         files_of(store).read()
 
 
@@ -383,23 +393,17 @@ def test_an_older_user_is_a_rollback(files, store):
         files.read()
 
 
-def test_a_store_that_can_only_be_read(files, store, opened, tmp_path):
+def test_a_store_that_can_only_be_read(files, store, opened, monkeypatch):
     """Its items are read, and a change is refused with nothing changed."""
     fill(files)
     store.close()
-    path = tmp_path / "memories.db"
-    path.chmod(0o400)
-    tmp_path.chmod(0o500)
-    try:
-        only = opened()
-        if not only.read_only:
-            pytest.skip("this user writes to files that say that they cannot be written")
-        assert files_of(only).read() == FILES
-        with pytest.raises(ReadOnlyStoreError):
-            fill(files_of(only), {"new": b"x"})
-        assert files_of(only).read() == FILES
-    finally:
-        tmp_path.chmod(0o700)
+    monkeypatch.setattr("os.access", lambda *_: False)  # whoever runs the tests may write everywhere
+    only = opened()
+    assert only.read_only
+    assert files_of(only).read() == FILES
+    with pytest.raises(ReadOnlyStoreError):
+        fill(files_of(only), {"new": b"x"})
+    assert files_of(only).read() == FILES
 
 
 # --- What is sealed ---
