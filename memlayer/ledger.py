@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from memlayer.batch import found_ids
@@ -23,7 +24,6 @@ from memlayer.vault import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
     from memlayer.records import Memory
     from memlayer.resident import Resident
@@ -85,6 +85,8 @@ class Entry:
                 raise TypeError
             memory_ids = tuple(map(bytes.fromhex, values["m"]))
             turn, at = bytes.fromhex(values["t"]), from_microseconds(values["a"])
+            if any(len(identifier) != 16 for identifier in (turn, *memory_ids)):
+                raise ValueError
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise StoreDamagedError("an entry of the ledger is not written as it must be") from None
         return cls(memory_ids, turn, at, said=values["s"], done=values["d"])
@@ -139,9 +141,11 @@ class Ledger:
         self._pending = pending
 
     def look(self, keys: Sequence[bytes]) -> tuple[dict[bytes, Entry], dict[bytes, Memory]]:
-        """The entries behind these messages, and the memories in them that still are there, by their 16 bytes."""
+        """The entries behind these messages, and the memories in them that still are there and have not expired, by
+        their 16 bytes."""
         entries: dict[bytes, Entry] = {}
         memories: dict[bytes, Memory] = {}
+        now = datetime.now(UTC)
         with self._resident.reading() as (user, index):
             for key in keys:
                 entry = self._pending.get(self._user_id, key) or self._sealed(key, user)
@@ -150,7 +154,7 @@ class Ledger:
                 entries[key] = entry
                 for memory_id in entry.memory_ids:
                     memory = None if index is None else index.get(memory_id)
-                    if memory is not None:
+                    if memory is not None and (memory.expires is None or memory.expires > now):
                         memories[memory_id] = memory
         return entries, memories
 
@@ -161,14 +165,23 @@ class Ledger:
         return self._pending.add(self._user_id, key, Entry(ids, entry.turn, entry.at))
 
     def current(self, key: bytes, entry: Entry) -> Entry:
-        """The entry as it stands in the store, if it is still about the same turn; else this one."""
+        """The entry as it stands in the store, if it is still about the same turn; else this one.
+
+        Another turn that has no reply yet is taken for the same one: two processes were asked it at once.
+        """
         with self._resident.reading() as (user, _):
             sealed = self._sealed(key, user)
-        return sealed if sealed is not None and not sealed.done and not entry.said else entry
+        if sealed is None or entry.said:
+            return entry
+        return sealed if sealed.turn == entry.turn or not sealed.done else entry
 
     def changes(self, user: UnlockedUser, key: bytes, entry: Entry) -> ItemChanges:
         """What writing this entry does to the user's items; inside of the resident's `writing`."""
         items = self._resident.items
+        there = self._sealed(key, user)
+        if there is not None and there.turn == entry.turn:
+            # Somebody else may have been quicker with the reply: what has been done is not undone.
+            entry = replace(entry, said=entry.said or there.said, done=entry.done or there.done)
         row, name = put(self._vault, user, kind=ItemKind.LEDGER, name=key.hex(), content=entry.to_json())
         oldest: list[OpenedItem] = []
         if len(items) >= MAX_ENTRIES:
