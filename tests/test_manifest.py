@@ -19,6 +19,7 @@ from memlayer.manifest import (
     StoreManifest,
     UserManifest,
     bucket_of,
+    item_element,
     record_element,
     user_element,
 )
@@ -34,6 +35,7 @@ RECORD: dict[str, Any] = {
     "text_tag": b"t" * 16,
     "vector_tag": b"v" * 16,
 }
+ITEM: dict[str, Any] = {"kind": 2, "item_id": b"i" * 16, "epoch": 1, "version": 7, "item_tag": b"t" * 16}
 USER: dict[str, Any] = {
     "uref": b"u" * 16,
     "data_key_tag": b"d" * 16,
@@ -58,6 +60,12 @@ def test_every_column_of_a_record_counts(name):
     assert record_element(KEY, **{**RECORD, name: other(RECORD[name])}) != record_element(KEY, **RECORD)
 
 
+@pytest.mark.parametrize("name", ITEM)
+def test_every_column_of_an_item_counts(name):
+    """An item of another kind, id, epoch, version or seal is another element."""
+    assert item_element(KEY, **{**ITEM, name: other(ITEM[name])}) != item_element(KEY, **ITEM)
+
+
 @pytest.mark.parametrize("name", USER)
 def test_every_seal_of_a_user_counts(name):
     """A user of whom one seal is another is another element."""
@@ -66,8 +74,7 @@ def test_every_seal_of_a_user_counts(name):
 
 def test_an_element_depends_on_the_key():
     """Without the key nobody can say what an element is; each is below 2^256."""
-    for element in (record_element, user_element):
-        own = RECORD if element is record_element else USER
+    for element, own in ((record_element, RECORD), (item_element, ITEM), (user_element, USER)):
         assert element(KEY, **own) != element(bytes(32), **own)
         assert 0 <= element(KEY, **own) < 2**256
         assert element(KEY, **own) == element(KEY, **own)
@@ -77,17 +84,20 @@ def test_numbers_of_the_whole_range_have_an_element():
     """The largest numbers of the format are encoded, not cut."""
     largest = {**RECORD, "seq": 2**64 - 1, "epoch": 2**16 - 1, "text_version": 2**64 - 1, "embedder_no": 2**32 - 1}
     assert record_element(KEY, **largest) != record_element(KEY, **{**largest, "seq": 2**32 - 1})
+    large_item = {**ITEM, "kind": 2**64 - 1, "epoch": 2**16 - 1, "version": 2**64 - 1}
+    assert item_element(KEY, **large_item) != item_element(KEY, **{**large_item, "version": 2**32 - 1})
 
 
-@pytest.mark.parametrize("longer", [{**RECORD, "memory_id": b"m" * 16 + b"\0"}, {**USER, "uref": b"u" * 16 + b"\0"}],
-                         ids=["record", "user"])  # fmt: skip
-def test_a_longer_id_is_no_element_of_the_shorter(longer):
-    """An id with a byte behind it is refused or another element, not the same one."""
-    element, right = (record_element, RECORD) if "memory_id" in longer else (user_element, USER)
-    try:
-        assert element(KEY, **longer) != element(KEY, **right)
-    except (StoreDamagedError, ValueError):
-        pass
+@pytest.mark.parametrize(
+    ("element", "right", "name"),
+    [(record_element, RECORD, "memory_id"), (item_element, ITEM, "item_id"), (user_element, USER, "uref")],
+    ids=["record", "item", "user"],
+)
+def test_an_id_of_another_width_has_no_element(element, right, name):
+    """An id with a byte behind it, or without its last one, is refused: packed, it would be another one's."""
+    for identifier in (right[name] + b"\0", right[name][:-1], b""):
+        with pytest.raises(StoreDamagedError):
+            element(KEY, **{**right, name: identifier})
 
 
 @pytest.mark.parametrize("changes", [{"embedder_no": 2**32}, {"embedder_no": 2**63 - 1}, {"epoch": 2**16}], ids=str)
@@ -95,6 +105,13 @@ def test_a_number_out_of_range_is_no_element(changes):
     """What a damaged row can name, and no store ever wrote, is damage."""
     with pytest.raises(StoreDamagedError):
         record_element(KEY, **{**RECORD, **changes})
+
+
+@pytest.mark.parametrize("changes", [{"kind": 2**64}, {"kind": -1}, {"version": 2**64}, {"epoch": 2**16}], ids=str)
+def test_a_number_out_of_range_is_no_items_element(changes):
+    """Nor has an item that a damaged row can name."""
+    with pytest.raises(StoreDamagedError):
+        item_element(KEY, **{**ITEM, **changes})
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,30 @@ def test_an_update_is_a_removal_and_an_addition():
     before = UserManifest().changed(added=[5, 7], removed=[], seals=5, appended=2)
     after = before.changed(added=[11], removed=[7], seals=3)
     assert after == UserManifest(generation=2, records=2, items=0, next_seq=2, seals=8, total=16)
+
+
+@given(st.lists(elements, max_size=6), st.lists(elements, min_size=1, max_size=6, unique=True), st.data())
+def test_items_are_in_the_same_sum_and_counted_by_themselves(records, items, data):
+    """In any order with records; one too few or too many, or one that counts as a record, does not hold."""
+    dropped = data.draw(st.sets(st.sampled_from(items)))
+    now = UserManifest().changed(added=[], removed=[], seals=1, items_added=items)
+    now = now.changed(added=records, removed=[], seals=1, items_removed=list(dropped))
+    total = sum(records) + sum(set(items) - dropped)
+    count = len(items) - len(dropped)
+    assert (now.records, now.items, now.generation, now.seals) == (len(records), count, 2, 2)
+    assert now.holds(records=len(records), items=count, total=total)
+    assert not now.holds(records=len(records), items=count + 1, total=total)
+    assert not now.holds(records=len(records) + 1, items=count - 1, total=total)
+    assert not now.holds(records=len(records), items=count, total=total + 1)
+
+
+def test_a_replaced_item_leaves_the_count():
+    """Its old element goes out and its new one in; a manifest that is asked of records alone says that there is more."""
+    before = UserManifest().changed(added=[5], removed=[], seals=3, appended=1, items_added=[7, 9])
+    assert (before.records, before.items, before.next_seq, before.total) == (1, 2, 1, 21)
+    after = before.changed(added=[], removed=[], seals=2, items_added=[8], items_removed=[7])
+    assert (after.records, after.items, after.next_seq, after.total) == (1, 2, 1, 22)
+    assert not after.holds(records=1, total=22)
 
 
 def test_numbers_are_never_given_twice():
