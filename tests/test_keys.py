@@ -338,6 +338,7 @@ def test_a_user_opens_again():
     again = store.open_user(sealed, uref=UREF, epoch=3, commitment=made.commitment)
     assert (again.epoch, again.commitment, again.set_key) == (3, made.commitment, made.set_key)
     assert again.memory_id("x") == made.memory_id("x")
+    assert again.item_id(1, b"x") == made.item_id(1, b"x")
     assert len(again.commitment) == 16
     assert store.new_user(uref=UREF)[0].epoch == 1
 
@@ -346,7 +347,8 @@ def test_every_user_has_a_key_of_its_own():
     """Two new users, or one user made twice, share no key: neither commitments nor ids nor sums agree."""
     store = new_store()
     made = [store.new_user(uref=UREF)[0] for _ in range(2)]
-    for values in zip(*((user.commitment, user.set_key, user.memory_id("x")) for user in made), strict=True):
+    derived = [(user.commitment, user.set_key, user.memory_id("x"), user.item_id(1, b"x")) for user in made]
+    for values in zip(*derived, strict=True):
         assert len(set(values)) == 2
 
 
@@ -367,7 +369,7 @@ def test_each_field_of_a_user_has_a_key_of_its_own():
     """What was sealed as one field's does not open with another field's key, even in its place."""
     user = UserKeys(STORE_KEY, epoch=1)
     place = Place(field=Field.TEXT, store_id=STORE_ID, uref=UREF)
-    ciphers: list[Cipher] = [user.text, user.vector, user.manifest, user.profile]
+    ciphers: list[Cipher] = [user.text, user.vector, user.manifest, user.profile, user.item]
     for sealer in ciphers:
         envelope = sealer.seal(b"content", place=place)
         for opener in ciphers:
@@ -384,6 +386,19 @@ def test_equal_ids_of_two_users_have_nothing_in_common():
     assert len(first.memory_id("m-1")) == 16
     assert first.memory_id("m-1") != second.memory_id("m-1")
     assert first.memory_id("m-1") != first.memory_id("m-2")
+
+
+def test_an_items_id_says_nothing_and_meets_no_other():
+    """16 bytes of the kind and the exact name, keyed by the user and for items alone."""
+    first, second = UserKeys(STORE_KEY, epoch=1), UserKeys(bytes(32), epoch=1)
+    names = [(1, b"a"), (2, b"a"), (1, b"A"), (1, b""), (1, b"a\0"), (0, b"a"), (1, bytes(8) + b"a"), (1, b"n" * 5_000)]
+    ids = {user.item_id(kind, name) for user in (first, second) for kind, name in names}
+    assert len(ids) == 2 * len(names)
+    assert {len(item_id) for item_id in ids} == {16}
+    # A kind that would be cut is none; and no memory's id is an item's.
+    with pytest.raises(OverflowError):
+        first.item_id(2**64, b"a")
+    assert first.memory_id("\0\0\0\0\0\0\0\1a") not in ids
 
 
 # --- Keys stay inside ---

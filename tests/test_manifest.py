@@ -189,7 +189,7 @@ def test_items_are_in_the_same_sum_and_counted_by_themselves(records, items, dat
 
 
 def test_a_replaced_item_leaves_the_count():
-    """Its old element goes out and its new one in; a manifest that is asked of records alone says that there is more."""
+    """Its old element goes out and its new one in; who counts records alone is told that there is more."""
     before = UserManifest().changed(added=[5], removed=[], seals=3, appended=1, items_added=[7, 9])
     assert (before.records, before.items, before.next_seq, before.total) == (1, 2, 1, 21)
     after = before.changed(added=[], removed=[], seals=2, items_added=[8], items_removed=[7])

@@ -6,12 +6,12 @@ import contextlib
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from memlayer import tables
 from memlayer.database import Database
 from memlayer.errors import StorageError, StoreDamagedError
-from memlayer.tables import BucketRow, EmbedderRow, MetaRow, RecordRow, RowCount, SlotRow, UserRow
+from memlayer.rows import SIZES, TYPES
+from memlayer.tables import BucketRow, EmbedderRow, ItemId, ItemRow, MetaRow, RecordRow, RowCount, SlotRow, UserRow
 
 ALICE, BOB = b"\x12\x34" + b"a" * 14, b"\x12\x3f" + b"b" * 14
 META = MetaRow(b"memlayer", 1, b"s" * 16, 1, b"c" * 32, b"i" * 66, b"m" * 586)
@@ -20,6 +20,12 @@ EMBEDDER = EmbedderRow(1, b"sealed identity")
 BUCKET = BucketRow(0x123, b"b" * 82)
 USER = UserRow(ALICE, 1, 1, b"c" * 16, 1, b"d" * 66, b"m" * 106, b"sealed profile")
 RECORD = RecordRow(ALICE, b"1" * 16, 0, 1, 1, 1, 1, 1, b"sealed text", b"sealed vector")
+
+ITEM = ItemRow(ALICE, 2, b"1" * 16, 1, 1, b"sealed item")
+
+
+def item(number, *, uref=ALICE, kind=2, **changes):
+    return ITEM._replace(uref=uref, kind=kind, item_id=number.to_bytes(16), **changes)
 
 
 def record(number, *, uref=ALICE, **changes):
@@ -51,7 +57,7 @@ def database(tmp_path, schema):
 
 @pytest.fixture
 def filled(database):
-    """One row of everything, and three records."""
+    """One row of everything, and three records and items."""
     with database.write() as connection:
         tables.insert_meta(connection, META)
         tables.insert_slot(connection, SLOT)
@@ -59,6 +65,7 @@ def filled(database):
         tables.insert_bucket(connection, BUCKET)
         tables.insert_user(connection, USER)
         tables.insert_records(connection, [record(1), record(2, changed=2), record(3, changed=3)])
+        tables.insert_items(connection, [item(1), item(2, version=2), item(1, kind=3, version=3)])
     return database
 
 
@@ -105,6 +112,8 @@ def test_every_row_comes_back_as_it_was_written(filled):
         assert tables.read_bucket(connection, BUCKET.bucket) == BUCKET
         assert tables.read_users_in(connection, first=ALICE, last=ALICE) == [USER]
         assert tables.read_records(connection, ALICE, after=0) == [record(n, changed=n) for n in (1, 2, 3)]
+        items = [item(1), item(2, version=2), item(1, kind=3, version=3)]
+        assert sorted(tables.read_items(connection, ALICE, after=0)) == sorted(items)
         assert tables.read_seals(connection, ALICE, bucket=BUCKET.bucket) == (USER.manifest, BUCKET.sealed)
 
 
@@ -121,6 +130,8 @@ def test_what_is_not_there_is_none_or_nothing(database):
         assert tables.read_record_ids(connection, ALICE) == []
         assert tables.read_records_by_id(connection, ALICE, [bytes(16)]) == []
         assert tables.read_records_by_id(connection, ALICE, []) == []
+        assert tables.read_items(connection, ALICE, after=0) == []
+        assert tables.read_item_ids(connection, ALICE) == []
         assert tables.read_seals(connection, ALICE, bucket=7) == (None, None)
         assert tables.count_records(connection) == tables.count_items(connection) == []
 
@@ -164,6 +175,20 @@ def test_records_are_read_by_user_generation_and_id(filled):
         assert sorted(tables.count_records(connection)) == [RowCount(ALICE, 3), RowCount(BOB, 1)]
 
 
+def test_items_are_read_by_user_and_generation(filled):
+    """Only the user's own, of all kinds, and only those after a generation."""
+    with filled.write() as connection:
+        tables.insert_user(connection, USER._replace(uref=BOB))
+        tables.insert_items(connection, [item(1, uref=BOB), item(7, uref=BOB, version=9)])
+        assert sorted(tables.read_items(connection, ALICE, after=1)) == [item(2, version=2), item(1, kind=3, version=3)]
+        assert tables.read_items(connection, ALICE, after=3) == []
+        assert tables.read_items(connection, BOB, after=8) == [item(7, uref=BOB, version=9)]
+        assert sorted(tables.read_item_ids(connection, ALICE)) == [
+            ItemId(2, (1).to_bytes(16)), ItemId(2, (2).to_bytes(16)), ItemId(3, (1).to_bytes(16)),
+        ]  # fmt: skip
+        assert sorted(tables.count_items(connection)) == [RowCount(ALICE, 3), RowCount(BOB, 2)]
+
+
 def test_more_ids_than_one_statement_takes(filled):
     """Thousands of ids go in several statements, for reading as for deleting."""
     many = [n.to_bytes(16) for n in range(10, 2_510)]
@@ -172,6 +197,10 @@ def test_more_ids_than_one_statement_takes(filled):
         assert {row.memory_id for row in tables.read_records_by_id(connection, ALICE, many)} == set(many)
         tables.delete_records(connection, ALICE, many)
         assert tables.count_records(connection) == [RowCount(ALICE, 3)]
+        tables.insert_items(connection, [item(int.from_bytes(own)) for own in many])
+        tables.delete_items(connection, ALICE, kind=2, item_ids=many)
+        tables.delete_items(connection, ALICE, kind=2, item_ids=[])
+        assert tables.count_items(connection) == [RowCount(ALICE, 3)]
 
 
 def test_the_largest_numbers_come_back(database):
@@ -181,6 +210,10 @@ def test_the_largest_numbers_come_back(database):
         largest = RECORD._replace(seq=2**63 - 1, dek_epoch=2**63 - 1, changed=2**63 - 1, embedder_no=2**63 - 1)
         tables.insert_records(connection, [largest])
         assert tables.read_records(connection, ALICE, after=2**63 - 2) == [largest]
+        largest_item = ITEM._replace(kind=2**63 - 1, dek_epoch=2**63 - 1, version=2**63 - 1)
+        tables.insert_items(connection, [largest_item])
+        assert tables.read_items(connection, ALICE, after=2**63 - 2) == [largest_item]
+        assert tables.read_item_ids(connection, ALICE) == [ItemId(2**63 - 1, ITEM.item_id)]
 
 
 # --- A change says how many rows it must touch ---
@@ -197,6 +230,9 @@ def test_changes_change_what_they_name(filled):
         tables.update_user(connection, USER._replace(generation=2, manifest=b"n" * 106), generation=1)
         tables.update_record(connection, record(2, text=b"another"))
         tables.delete_records(connection, ALICE, [record(1).memory_id])
+        tables.insert_items(connection, [item(1, uref=BOB)])
+        tables.update_item(connection, item(1, version=4, sealed=b"another"))
+        tables.delete_items(connection, ALICE, kind=2, item_ids=[item(2).item_id])
     with filled.read() as connection:
         assert tables.read_meta(connection) == META._replace(manifest=b"n" * 586)
         assert tables.read_slots(connection) == [SLOT._replace(slot_id=2)]
@@ -204,6 +240,10 @@ def test_changes_change_what_they_name(filled):
         assert tables.read_seals(connection, ALICE, bucket=BUCKET.bucket) == (b"n" * 106, b"n" * 82)
         assert tables.read_seals(connection, BOB, bucket=0) == (USER.manifest, None)
         assert tables.read_records(connection, ALICE, after=0) == [record(2, text=b"another"), record(3, changed=3)]
+        assert tables.read_items(connection, BOB, after=0) == [item(1, uref=BOB)]
+        assert sorted(tables.read_items(connection, ALICE, after=0)) == [
+            item(1, version=4, sealed=b"another"), item(1, kind=3, version=3),
+        ]  # fmt: skip
 
 
 CHANGES: dict[str, Any] = {
@@ -218,9 +258,19 @@ CHANGES: dict[str, Any] = {
     "one of two records": lambda c: tables.delete_records(c, ALICE, [record(1).memory_id, bytes(16)]),
     "the same record twice": lambda c: tables.delete_records(c, ALICE, [record(1).memory_id] * 2),
     "another user's records": lambda c: tables.delete_records(c, BOB, [record(1).memory_id]),
-    "one record too many": lambda c: tables.delete_all_records(c, ALICE, count=2, item_count=0),
-    "one record too few": lambda c: tables.delete_all_records(c, ALICE, count=4, item_count=0),
-    "one item too few": lambda c: tables.delete_all_records(c, ALICE, count=3, item_count=1),
+    "one record too many": lambda c: tables.delete_all_records(c, ALICE, count=2, item_count=3),
+    "one record too few": lambda c: tables.delete_all_records(c, ALICE, count=4, item_count=3),
+    "one item too many": lambda c: tables.delete_all_records(c, ALICE, count=3, item_count=2),
+    "one item too few": lambda c: tables.delete_all_records(c, ALICE, count=3, item_count=4),
+    "no such item": lambda c: tables.update_item(c, item(9)),
+    "another user's item": lambda c: tables.update_item(c, item(1, uref=BOB)),
+    "another kind's item": lambda c: tables.update_item(c, item(2, kind=3)),
+    "one of two items": lambda c: tables.delete_items(c, ALICE, kind=2, item_ids=[item(1).item_id, bytes(16)]),
+    "one of two items of the kind": lambda c: tables.delete_items(
+        c, ALICE, kind=3, item_ids=[item(1).item_id, item(2).item_id]
+    ),
+    "the same item twice": lambda c: tables.delete_items(c, ALICE, kind=2, item_ids=[item(1).item_id] * 2),
+    "another user's items": lambda c: tables.delete_items(c, BOB, kind=2, item_ids=[item(1).item_id]),
 }
 
 
@@ -246,12 +296,9 @@ def test_a_user_is_deleted_with_all_there_is(filled):
     with filled.write() as connection:
         tables.insert_user(connection, USER._replace(uref=BOB))
         tables.insert_records(connection, [record(1, uref=BOB)])
-        for uref, number in ((ALICE, 1), (ALICE, 2), (BOB, 1)):
-            item = {"uref": uref, "kind": 1, "item_id": number.to_bytes(16), "dek_epoch": 1, "version": 1,
-                    "sealed": b"sealed"}  # fmt: skip
-            connection.execute(sa.insert(tables.items).values(**item))
-        assert sorted(tables.count_items(connection)) == [RowCount(ALICE, 2), RowCount(BOB, 1)]
-        tables.delete_all_records(connection, ALICE, count=3, item_count=2)
+        tables.insert_items(connection, [item(1, uref=BOB)])
+        assert sorted(tables.count_items(connection)) == [RowCount(ALICE, 3), RowCount(BOB, 1)]
+        tables.delete_all_records(connection, ALICE, count=3, item_count=3)
         tables.delete_user(connection, ALICE)
     with filled.read() as connection:
         assert tables.count_records(connection) == tables.count_items(connection) == [RowCount(BOB, 1)]
@@ -269,6 +316,10 @@ INTRUDERS: dict[str, Any] = {
     "a long reference": lambda c: tables.insert_user(c, USER._replace(uref=BOB + b"\0")),
     "a bucket of no such number": lambda c: tables.insert_bucket(c, BUCKET._replace(bucket=4096)),
     "no text": lambda c: tables.insert_records(c, [record(4, text=None)]),
+    "an item that is there": lambda c: tables.insert_items(c, [item(4), item(1)]),
+    "an item of nobody": lambda c: tables.insert_items(c, [item(4, uref=BOB)]),
+    "a short item id": lambda c: tables.insert_items(c, [ITEM._replace(item_id=b"short")]),
+    "nothing sealed": lambda c: tables.insert_items(c, [item(4, sealed=None)]),
 }
 
 
@@ -290,6 +341,7 @@ READERS: dict[str, Any] = {
     "directory": (BUCKET, tables.read_buckets),
     "users": (USER, lambda c: tables.read_users_in(c, first=b"", last=b"\xff" * 17)),
     "records": (RECORD, lambda c: tables.read_records(c, ALICE, after=0)),
+    "items": (ITEM, lambda c: tables.read_items(c, ALICE, after=0)),
 }
 CELLS = [(table, column) for table, (row, _) in READERS.items() for column in row._fields]
 
@@ -300,11 +352,11 @@ def test_a_cell_of_another_type_is_refused(lawless, table, column):
     row, read = READERS[table]
     right = getattr(row, column)
     wrong = [None, "text", "\0" * 16, 1.0, 2.0**63, -1, -(2**63), b"\1" * 8 if isinstance(right, int) else 16]
-    if (table, column) == ("records", "uref"):
+    if (table, column) in (("records", "uref"), ("items", "uref")):
         return  # The question itself: what is not the user's reference is not the user's row.
-    if (table, column) in (("records", "changed"), ("users", "uref")):
+    if (table, column) in (("records", "changed"), ("items", "version"), ("users", "uref")):
         # Compared in the query: SQLite sorts NULL, and numbers below, out of the answer, and the manifest misses them.
-        wrong = ["text", "\0" * 16, b"\1" * 8] if column == "changed" else []
+        wrong = ["text", "\0" * 16, b"\1" * 8] if column != "uref" else []
     for value in wrong:
         put(lawless, table, row, **{column: value})
         with pytest.raises(StoreDamagedError) as caught:
@@ -316,7 +368,7 @@ def test_a_cell_of_another_type_is_refused(lawless, table, column):
 @pytest.mark.parametrize(("table", "column"), [
     ("meta", "store_id"), ("meta", "magic"), ("meta", "commitment"), ("meta", "manifest"), ("key_slots", "salt"),
     ("key_slots", "commitment"), ("directory", "sealed"), ("users", "uref"), ("users", "commitment"),
-    ("users", "data_key"), ("users", "manifest"), ("records", "memory_id"),
+    ("users", "data_key"), ("users", "manifest"), ("records", "memory_id"), ("items", "item_id"),
 ])  # fmt: skip
 def test_a_cell_of_another_size_is_refused(lawless, table, column):
     """What has a fixed size in the format, and another one in the file, is damage."""
@@ -333,6 +385,21 @@ def test_a_count_of_a_damaged_table_is_checked(lawless):
     put(lawless, "records", RECORD, uref="text")
     with pytest.raises(StoreDamagedError):
         tables.count_records(lawless)
+    put(lawless, "items", ITEM, uref=b"short")
+    with pytest.raises(StoreDamagedError):
+        tables.count_items(lawless)
+
+
+@pytest.mark.parametrize("changes", [
+    {"kind": None}, {"kind": "2"}, {"kind": -1}, {"kind": 2.0}, {"item_id": None}, {"item_id": "1" * 16},
+    {"item_id": b"1" * 15}, {"item_id": b"1" * 17},
+], ids=str)  # fmt: skip
+def test_a_list_of_a_damaged_table_is_checked(lawless, changes):
+    """The kinds and ids of items are of their types and widths where nothing else of the rows is read, too."""
+    put(lawless, "items", ITEM, **changes)
+    with pytest.raises(StoreDamagedError) as caught:
+        tables.read_item_ids(lawless, ALICE)
+    assert caught.value.evidence == {"row": "ItemId"}
 
 
 def test_two_rows_where_one_can_be_are_refused(lawless):
@@ -363,3 +430,13 @@ def test_row_types_name_the_columns():
     for table, (row, _) in READERS.items():
         columns = [column.name for column in tables._schema.tables[table].columns if column.name != "id"]
         assert list(row._fields) == columns
+
+
+def test_each_row_type_says_its_types_and_its_sizes():
+    """Each column is a number or bytes, and those of one size are columns that are bytes; nothing is left unchecked."""
+    assert TYPES.keys() == SIZES.keys() == {getattr(tables, name) for name in tables.__all__}
+    row: Any
+    for row, types in TYPES.items():
+        assert len(types) == len(row._fields)
+        assert set(types) <= {int, bytes}
+        assert all(types[row._fields.index(name)] is bytes for name in SIZES[row])
