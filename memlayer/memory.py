@@ -331,13 +331,16 @@ class UserMemory(Recalling):
     # ---------------------------------------------------------------- inside
 
     def _write(self, batch: Batch, *, progress: bool = False, entry: tuple[bytes, Entry] | None = None) -> list[Memory]:
+        # One place in RAM for all of it: asked for again, it could be another, of a user who was evicted in between.
+        resident = self._resident
+        ledger = Ledger(self._user_id, vault=self._vault, resident=resident, pending=self._pending)
         while True:
-            with self._resident.reading() as (known, index):
+            with resident.reading() as (known, index):
                 due = batch.due(known, index)
             batch.embed(self._embedder, due, progress=progress)
-            with self._vault.write() as write, self._resident.writing(write) as (user, index):
+            with self._vault.write() as write, resident.writing(write) as (user, index):
                 if batch.is_embedded(batch.due(user, index)):
-                    items = None if entry is None else self._ledger.changes(user, *entry)
+                    items = None if entry is None else ledger.changes(user, *entry)
                     return batch.write(write, user, index, items=items)
             # Another process forgot one of them in between: that one is to be embedded after all.
 

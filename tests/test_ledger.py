@@ -492,8 +492,6 @@ def test_two_users_with_the_same_conversation_share_nothing(nuts, store, embedde
 # --- Under pressure ---
 
 
-@pytest.mark.xfail(strict=True, raises=StoreDamagedError, reason="`UserMemory._write` asks for the user's place in RAM "
-                   "twice, and gets an empty one where the user was evicted in between")  # fmt: skip
 def test_an_eviction_in_the_middle_of_a_capture(tmp_path, monkeypatch):
     """Another user's call evicts this one between the two looks of a write: the entry is still found and replaced."""
     with MemoryStore.open(tmp_path / "memories.db", keys=KEY, embedder=HashingEmbedder(), cache_bytes=1) as store:
