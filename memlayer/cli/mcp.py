@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import signal
 import socket
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -17,6 +19,8 @@ from memlayer.cli.tokens import Tokens
 from memlayer.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mcp.server.mcpserver import MCPServer
 
     from memlayer.memory import UserMemory
@@ -82,8 +86,13 @@ def mcp(
             assert known is not None  # noqa: S101  _check
             made = server(verify=_verify(opened, known), session=session)
         if transport == "stdio":
+            # Python's own handler would wait for the thread that reads, until the host closes the pipe. What has been
+            # answered is on the disk.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             made.run("stdio")
         else:
+            # What service managers stop it with. uvicorn says goodbye first and raises it again; then the store closes.
+            signal.signal(signal.SIGTERM, _stop)
             _serve(made, host=host, port=port, names=names)
 
 
@@ -98,7 +107,14 @@ def _check(transport: str, *, user: str | None, tokens: Path | None, host: str, 
         raise InvalidInputError("listening everywhere, say by which name clients reach this server: --allow-host NAME")
 
 
-def _verify(opened: MemoryStore, tokens: Tokens) -> Any:
+def _stop(number: int, frame: object) -> NoReturn:
+    sys.exit(0)
+
+
+def _verify(opened: MemoryStore, tokens: Tokens) -> Callable[[str], UserMemory | None]:
+    # One embedder serves all users: the first request should not wait for its weights.
+    opened.user(tokens.users[0]).loading.start()
+
     def verify(token: str) -> UserMemory | None:
         user = tokens.user(token)
         return None if user is None else opened.user(user)

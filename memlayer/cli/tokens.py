@@ -69,7 +69,7 @@ class Tokens:
             raise LimitExceededError(f"the token file {path} is over {MAX_FILE_BYTES} bytes", limit=MAX_FILE_BYTES)
         try:
             users = json.loads(text.decode(), object_pairs_hook=_once)
-        except (ValueError, RecursionError):  # InvalidInputError too, whose message would be hidden otherwise
+        except (ValueError, RecursionError):
             raise InvalidInputError(f"the token file {path} is not JSON, or says something twice") from None
         if not isinstance(users, dict) or not all(isinstance(user, str) for user in users.values()):
             raise InvalidInputError(f"the token file {path} is no JSON object from token to user")
@@ -77,6 +77,11 @@ class Tokens:
             return cls(users)
         except InvalidInputError as error:
             raise InvalidInputError(f"the token file {path}: {error}") from None
+
+    @property
+    def users(self) -> list[str]:
+        """Every user who has a token."""
+        return sorted(set(self._users.values()))
 
     def user(self, token: str) -> str | None:
         """The user whom a token stands for, or None. Takes the same time whichever token it is, or is like."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,15 @@ if TYPE_CHECKING:
 ALICE, BOB = "alice-0123456789abcdef", "bob-0123456789abcdef"
 MODES = ["auto", "legacy"]  # The protocol without sessions, and with the handshake that begins one.
 SECRET = "my PIN is 4711"
+
+COMMAND = [sys.executable, "-m", "memlayer"]
+HELLO = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+ACCEPT = {"accept": "application/json, text/event-stream"}
 
 # What a program would write that gives a store with its own embedder to a host that speaks stdio.
 CHILD = """
@@ -552,22 +562,24 @@ def test_stdio(tmp_path, mode):
         assert (turn.text, turn.source, turn.session) == ("allergic to peanuts", "tool", "desk")
 
 
+def store_made_by_the_command(tmp_path: Path) -> list[str]:
+    """The options for a new store of the real embedder's, whose weights nothing here needs."""
+    where = ["--store", str(tmp_path / "memories.db"), "--key-file", str(tmp_path / "k.key")]
+    subprocess.run([*COMMAND, "init", *where], check=True, capture_output=True, timeout=60)
+    return where
+
+
 def test_the_command_over_stdio(tmp_path):
     """`memlayer mcp` writes nothing but the protocol to stdout, and ends well when its input does."""
-    path = tmp_path / "memories.db"
-    key = tmp_path / "k.key"
-    base = [sys.executable, "-m", "memlayer"]
-    where = ["--store", str(path), "--key-file", str(key)]
-    subprocess.run([*base, "init", *where], check=True, capture_output=True, timeout=60)
-    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    where = store_made_by_the_command(tmp_path)
     ask = [
-        {"id": 1, "method": "initialize", "params": hello},
+        HELLO,
         {"method": "notifications/initialized"},
         {"id": 2, "method": "tools/call", "params": {"name": "history", "arguments": {}}},
         {"id": 3, "method": "tools/call", "params": {"name": "recall", "arguments": {"query": "x"}}},
     ]
     running = subprocess.Popen(
-        [*base, "mcp", *where, "--user", "alice"],
+        [*COMMAND, "mcp", *where, "--user", "alice"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -656,15 +668,6 @@ def test_many_clients_at_once(store):
     assert store.user("alice").count() == store.user("bob").count() == 30
 
 
-HELLO = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}
-ACCEPT = {"accept": "application/json, text/event-stream"}
-
-
 @pytest.mark.parametrize(
     "authorization",
     [
@@ -725,17 +728,16 @@ def test_verify_may_be_async_and_give_an_async_memory(store):
     assert [turn.text for turn in store.user("alice").history()] == ["likes tea"]
 
 
-def test_the_command_over_http(tmp_path):
-    """`memlayer mcp --transport http --tokens` says where it serves, asks for a token, and stops when it is told to."""
-    path, key, file = tmp_path / "memories.db", tmp_path / "k.key", tmp_path / "tokens.json"
-    file.write_text(json.dumps({ALICE: "alice", f"sha256:{sha256(BOB.encode()).hexdigest()}": "bob"}))
-    file.chmod(0o600)
-    base = [sys.executable, "-m", "memlayer"]
-    where = ["--store", str(path), "--key-file", str(key)]
-    subprocess.run([*base, "init", *where], check=True, capture_output=True, timeout=60)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_command_over_http(tmp_path, number, code):
+    """`memlayer mcp --transport http --tokens` says where it serves, asks for a token, and closes the store when it is
+    stopped."""
+    where = store_made_by_the_command(tmp_path)
+    hashed = f"sha256:{sha256(BOB.encode()).hexdigest()}"
+    file = written(tmp_path / "tokens.json", json.dumps({ALICE: "alice", hashed: "bob"}))
     options = ["--transport", "http", "--port", "0", "--tokens", str(file)]
     running = subprocess.Popen(
-        [*base, "mcp", *where, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "mcp", *where, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert running.stderr is not None
@@ -752,14 +754,35 @@ def test_the_command_over_http(tmp_path):
             assert http.post(url, json=HELLO, headers=ACCEPT).status_code == 401
             headers = ACCEPT | {"authorization": f"Bearer {ALICE}"}
             assert http.post(url, json=HELLO, headers=headers | {"host": "evil.example"}).status_code == 421
-        running.send_signal(2)
+        running.send_signal(number)
         out, errors = running.communicate(timeout=60)
     finally:
         running.kill()
         running.wait()
-    assert running.returncode == 130
+    assert running.returncode == code
     assert out == ""
     assert "Traceback" not in errors
+    assert not (tmp_path / "memories.db-wal").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_ends_the_command_over_stdio(tmp_path):
+    """Ctrl-C ends a server on stdio at once, though its input stays open."""
+    where = store_made_by_the_command(tmp_path)
+    running = subprocess.Popen(
+        [*COMMAND, "mcp", *where, "--user", "alice"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(json.dumps(HELLO) + "\n")
+        running.stdin.flush()
+        assert json.loads(running.stdout.readline())["id"] == 1
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == -signal.SIGINT
+    finally:
+        running.kill()
+        running.communicate()
 
 
 # --- The command's options, the token file ---
@@ -809,6 +832,7 @@ def test_the_token_file(tmp_path):
     assert tokens.user(hashed) is None
     assert tokens.user("") is None
     assert tokens.user("\udcff") is None
+    assert tokens.users == ["Bob = B", "alice"]
     assert repr(tokens) == "Tokens(2)"
 
 
