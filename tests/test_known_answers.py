@@ -23,20 +23,26 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from memlayer import Passphrase, RawKey, RecoveryKey
-from memlayer.envelope import Cipher, Field, Place, pad
+from memlayer.envelope import Cipher, Field, Place, pad, unpad
+from memlayer.items import ItemKind, named, put
 from memlayer.keys import KeySlot, StoreKeys, UserKeys, derive, make_slot, open_slot
+from memlayer.ledger import Entry
 from memlayer.manifest import BucketManifest, StoreManifest, UserManifest, bucket_of, record_element, user_element
 from memlayer.migrations import statements
 from memlayer.payload import decode_turn, decode_vectors, encode_turn, encode_vectors
 from memlayer.records import Memory
+from memlayer.rows import ItemRow, UserRow
+from memlayer.sealer import Sealer, UnlockedUser
 from memlayer.sources import Argon2Cost, SlotKind
 
 FILES = Path(__file__).parent / "vectors"
 FROZEN = {
     "envelope-1.json": "d64837712e7bfa6ba07d1506b61cedab254a60b0d7c060327546e2fc65a59863",
     "export-1.memlayer": "e60f25d89b8365de17f07421b4835f73ec17110e94766b1fba7245f103dafe17",
+    "items-1.json": "70c009c6a7d45d699d0947ad8a2cb604c68551b1bfc516d72db61b68b578f024",
     "keys-1.json": "e257503ef93c5f545c2a1ff082ee661c8a2871aa2dc2186881f46c6fadebfa6a",
     "make.py": "ed4c152e4b9837599a4125debbdebc5c23b5791ced8b0cdc5d69cfe2e9abed21",
+    "make_items.py": "8ddfafa1a4862d9d72d6cca22fc3262d3d322171c802b90918e16f5d2815d1de",
     "manifest-1.json": "45213b9b957e1b4f91a51ad3109e42b41b88303433aca29799bb580163aef895",
     "payload-1.json": "448fe7ef2a4be9e7df7aa3567e7af9334fa4f800feb0c4ba1ad690b0ca4f6b9c",
     "schema-1.sql": "0e43a6c4d99da1eae436646c8724f4b724540bf61c31b12943fe75897dc222c0",
@@ -52,9 +58,11 @@ def loaded(name):
 
 second: Any = SimpleNamespace(**runpy.run_path(str(FILES / "make.py")))
 """The second implementation of the format."""
+second_items: Any = SimpleNamespace(**runpy.run_path(str(FILES / "make_items.py")))
+"""Its part for items, which came later."""
 
 ENVELOPES, KEYS, MANIFESTS, PAYLOADS = map(loaded, ("envelope", "keys", "manifest", "payload"))
-TURNS, STORE = loaded("turns"), loaded("store")
+TURNS, STORE, ITEMS = loaded("turns"), loaded("store"), loaded("items")
 OF_STORE, OF_USER = KEYS["store"], KEYS["user"]
 raw = bytes.fromhex
 
@@ -91,14 +99,19 @@ def test_the_files_are_what_the_script_makes(tmp_path):
             assert file.read_bytes() == (FILES / file.name).read_bytes()
     made, frozen = (rows_of(folder / "store-1.db") for folder in (tmp_path, FILES))
     assert made == frozen
+    second_items.main(tmp_path)
+    assert (tmp_path / "items-1.json").read_bytes() == (FILES / "items-1.json").read_bytes()
 
 
 def test_the_script_does_not_overwrite(tmp_path):
     """Into a folder that has known answers it writes nothing."""
-    (tmp_path / "store-1.db").write_text("known")
-    with pytest.raises(SystemExit):
-        second.main(tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["store-1.db"]
+    for name, made in (("store-1.db", second), ("items-1.json", second_items)):
+        (tmp_path / name).write_text("known")
+        with pytest.raises(SystemExit):
+            made.main(tmp_path)
+        assert [file.name for file in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == "known"
+        (tmp_path / name).unlink()
 
 
 def rows_of(path):
@@ -338,6 +351,76 @@ def test_vectors(case):
     matrix = np.array(case["rows"], np.float32)
     assert encode_vectors(matrix).hex() == case["encoded"]
     assert decode_vectors(raw(case["encoded"])).tolist() == case["rows"]
+
+
+# --- Items ---
+
+
+@pytest.fixture
+def owner():
+    """The user whose items the frozen ones are, of the generation before an item's."""
+
+    def owner(version):
+        keys = UserKeys(raw(ITEMS["data_key"]), epoch=ITEMS["epoch"])
+        uref = raw(ITEMS["uref"])
+        row = UserRow(uref, 1, keys.epoch, keys.commitment, version - 1, b"", b"", b"")
+        return UnlockedUser(uref=uref, row=row, keys=keys, manifest=UserManifest(generation=version - 1))
+
+    return owner
+
+
+@pytest.mark.parametrize("case", ITEMS["items"], ids=range(6))
+def test_items(case, owner, drawn):
+    """Of each kind: the id, the element and what was sealed; sealing with the same nonce gives the row again."""
+    user = owner(case["version"])
+    sealer = Sealer(raw(ITEMS["store_id"]), identities={})
+    name, content, sealed = case["name"], raw(case["content"]), raw(case["sealed"])
+    assert user.keys.item_id(case["kind"], name.encode()).hex() == case["item_id"]
+    row = ItemRow(user.uref, case["kind"], raw(case["item_id"]), ITEMS["epoch"], case["version"], sealed)
+    opened = sealer.open_item(row, user=user)
+    assert named(opened) == (name, content)
+    assert opened.element.to_bytes(32).hex() == case["element"]
+    assert unpad(raw(case["padded"])) == opened.content
+    place = Place(field=Field.ITEM, store_id=raw(ITEMS["store_id"]), uref=user.uref, record=row.item_id,
+                  epoch=row.dek_epoch, version=row.version, binding=case["kind"].to_bytes(32))  # fmt: skip
+    assert AESGCM(second.derive(raw(ITEMS["data_key"]), "item")).decrypt(
+        sealed[6:18], sealed[18:], place.associated_data()
+    ) == raw(case["padded"])
+    drawn.append(sealed[6:18])
+    vault: Any = SimpleNamespace(sealer=sealer)
+    assert put(vault, user, kind=case["kind"], name=name, content=content) == (row, (row.kind, row.item_id))
+
+
+def test_a_manifest_of_items():
+    """The frozen items and nothing else add up to it."""
+    frozen = ITEMS["manifest"]
+    manifest = UserManifest.decode(raw(frozen["encoded"]))
+    elements = [int.from_bytes(raw(case["element"])) for case in ITEMS["items"]]
+    assert (manifest.generation, manifest.records, manifest.items) == (frozen["generation"], 0, len(elements))
+    assert manifest.total.to_bytes(32).hex() == frozen["total"]
+    assert manifest.holds(records=0, items=len(elements), total=sum(elements))
+    made = UserManifest(generation=8).changed(added=[], removed=[], seals=17, items_added=elements)
+    assert made.encode().hex() == frozen["encoded"]
+
+
+@pytest.mark.parametrize("case", ITEMS["entries"], ids=range(3))
+def test_entries_of_the_ledger(case):
+    """At the ends of the calendar, with and without memories: in both directions."""
+    entry = Entry(tuple(map(raw, case["memory_ids"])), raw(case["turn"]), datetime.fromisoformat(case["at"]),
+                  said=case["said"], done=case["done"])  # fmt: skip
+    assert entry.to_json().decode() == case["encoded"]
+    assert Entry.from_json(case["encoded"].encode()) == entry
+
+
+def test_the_entry_in_the_ledger():
+    """The first of the frozen items is the first of the frozen entries, by the hex of its key."""
+    item = ITEMS["items"][0]
+    assert item["kind"] == ItemKind.LEDGER
+    assert len(raw(item["name"])) == 32
+    assert raw(item["content"]).decode() == ITEMS["entries"][0]["encoded"]
+
+
+# --- What is under all of them ---
 
 
 @pytest.mark.parametrize("size", [0, 1, 252, 253, 4_092, 4_093, 4_348, 4_349, 8_189, 65_533, 262_144])

@@ -21,6 +21,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from memlayer import Memory, MemoryStore, Passphrase, RawKey, RecoveryKey
+from memlayer.items import ItemKind
 from memlayer.sources import FAST_FOR_TESTS
 from memlayer.testing import HashingEmbedder
 
@@ -28,6 +29,7 @@ FILES = Path(__file__).parent / "vectors"
 TURNS, STORE = (json.loads((FILES / f"{name}-1.json").read_text(encoding="utf-8")) for name in ("turns", "store"))
 second: Any = SimpleNamespace(**runpy.run_path(str(FILES / "make.py")))
 """The second implementation of the format."""
+second_items: Any = SimpleNamespace(**runpy.run_path(str(FILES / "make_items.py")))
 raw = bytes.fromhex
 
 
@@ -95,8 +97,11 @@ def test_an_export_of_version_1_imports(tmp_path):
 # --- What is written today, read by the second implementation ---
 
 
-def read_store(path, raw_key):
-    """The texts and vectors of every user, with every seal and every sum checked: format 1 from the outside."""
+def read_store(path, raw_key, items=None):
+    """The texts and vectors of every user, with every seal and every sum checked: format 1 from the outside.
+
+    What users have of items is put into `items`, by user and by kind and name.
+    """
     rows = rows_of(path)
     [(_, magic, version, store, epoch, commitment, sealed_index, sealed_manifest)] = rows["meta"]
     assert (magic, version, epoch) == (b"memlayer", 1, 1)
@@ -138,9 +143,20 @@ def read_store(path, raw_key):
             vector = second.unseal(second.derive(data_key, "vector"), vector, "VECTOR", record=memory_id,
                                    version=versions[1], binding=sha256(identity).digest(), **place)  # fmt: skip
             turns[json.loads(unpadded(text))["t"]] = vector
+        own = {}
+        for _, *row in (row for row in rows["items"] if row[0] == uref):
+            kind, item_id, dek, version, envelope = row
+            total += second_items.element(second.derive(data_key, "set"), tuple(row))
+            at = second_items.place(store, uref, kind=kind, own_id=item_id, epoch=dek, version=version)
+            content = unpadded(second.unseal(second.derive(data_key, "item"), envelope, "ITEM", **at))
+            end = 4 + int.from_bytes(content[:4])
+            assert second_items.item_id(data_key, kind, content[4:end]) == item_id
+            own[kind, content[4:end].decode()] = content[end:]
+        if items is not None:
+            items[user["user"]] = own
         manifest = second.unseal(second.derive(data_key, "manifest"), sealed, "MANIFEST", version=generation, **place)
         next_seq, seals = int.from_bytes(manifest[24:32]), int.from_bytes(manifest[32:40])
-        assert manifest == second.user_manifest(generation, len(turns), 0, next_seq, seals, total % 2**256)
+        assert manifest == second.user_manifest(generation, len(turns), len(own), next_seq, seals, total % 2**256)
         bucket = int.from_bytes(uref[:2]) >> 4
         element = second.user_element(second.derive(store_key, "directory set"), uref, sealed_key, sealed, profile)
         sums[bucket] = (sums[bucket][0] + 1, (sums[bucket][1] + element) % 2**256)
@@ -180,6 +196,36 @@ def test_what_is_written_today_is_format_1(tmp_path):
     parts = [second.hashed(part) for part in ("seven eight nine ten ", "eleven")]
     assert found["alice"]["seven eight nine ten eleven"] == second.vectors(parts)
     assert found["zoë \U0001f95c"]["coffee without sugar"] == second.vectors([second.hashed("coffee without sugar")])
+
+
+def test_items_that_are_written_today_are_format_1(tmp_path):
+    """Items of three kinds, replaced and dropped ones, and the ledger of a conversation, from the outside."""
+    path, key = tmp_path / "store.db", os.urandom(32)
+    with opened(path, RawKey(key)) as store:
+        alice, bob = store.user("alice"), store.user("bob")
+        for user in (alice, bob):
+            with user.items(ItemKind.TOOL_FILE).change() as files:
+                files |= {"a": b"1", "caf\u00e9": b"x" * 5_000, "gone": b""}
+            with user.items(ItemKind.FRAMEWORK).change() as files:
+                files |= {"a": b"2"}
+        with alice.items(ItemKind.TOOL_FILE).change() as files:
+            files["a"] = b"3"
+            del files["gone"]
+        memory = alice.remember("I may not eat peanuts")
+        prepared = alice.prepare([{"role": "user", "content": "may I eat peanuts?"}])
+        turn, _ = alice.capture(prepared, "No.")
+    items: dict[str, Any] = {}
+    found = read_store(path, key, items)
+    assert {user: set(turns) for user, turns in found.items()} == {
+        "alice": {"I may not eat peanuts", "may I eat peanuts?", "No."}, "bob": set(),
+    }  # fmt: skip
+    ledger = second_items.entry(
+        turn.at.isoformat(), memory_ids=[raw(memory.id)], turn=raw(turn.id), said=True, done=True
+    )
+    assert items == {
+        "alice": {(1, prepared.key.hex()): ledger, (2, "a"): b"3", (2, "caf\u00e9"): b"x" * 5_000, (3, "a"): b"2"},
+        "bob": {(2, "a"): b"1", (2, "caf\u00e9"): b"x" * 5_000, (2, "gone"): b"", (3, "a"): b"2"},
+    }
 
 
 def test_the_frozen_store_reads_the_same_from_the_outside():
