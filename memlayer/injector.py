@@ -188,6 +188,11 @@ class Call:
         if self._token is not None:
             _inside.reset(self._token)
 
+    @property
+    def text(self) -> str:
+        """What the assistant has said so far."""
+        return "".join(self._texts)
+
     def after(self, response: Any) -> None:
         """Remembers both sides of a whole reply; committed when this returns."""
         self._take(response, whole=True)
@@ -259,7 +264,7 @@ class Call:
         if self.prepared is None or self._captured:
             return None
         self._captured = True
-        text = "".join(self._texts)
+        text = self.text
         says = bool(text.strip()) and not self._calls and not self._refused
         return self.prepared, text if says else None, not broken or self._ended
 
