@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlcipher3 import dbapi2
 
 from memlayer import MemoryStore, RawKey, migrations
+from memlayer.items import ItemKind
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ def make_store(path: Path) -> Old:
             user = store.user(name)
             for number in range(4):
                 user.remember(f"{name} says {number}", id=f"own {number}", metadata={"n": number}, session="s")
+            # Of one size, so that the seals of any two could be exchanged.
+            for kind in (ItemKind.TOOL_FILE, ItemKind.FRAMEWORK):
+                with user.items(kind).change() as items:
+                    items |= {own: f"{name}'s {own} of kind {kind}".encode() for own in ("kept", "changed", "dropped")}
         slot = store.add_key(RawKey(OTHER_KEY))
     connection = connect(path)
     tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
@@ -62,6 +67,9 @@ def make_store(path: Path) -> Old:
             store.user(name).update("own 1", text=f"{name} has another opinion now")
             store.user(name).forget("own 3")
             store.user(name).remember(f"{name} says the last word")
+            with store.user(name).items(ItemKind.TOOL_FILE).change() as items:
+                items["changed"] = f"{name} has changed it".encode()
+                del items["dropped"]
         store.remove_key(slot)
     return Old(rows, file)
 
@@ -74,6 +82,7 @@ def everything(path: Path) -> list[Any]:
             user = store.user(name)
             turns = list(user.history(limit=100))
             found.append([turns, [[(hit.id, hit.score) for hit in user.recall(turn.text)] for turn in turns]])
+            found += [user.items(kind).read() for kind in ItemKind]
         return found
 
 
@@ -89,6 +98,36 @@ def _of(connection: Any, name: str) -> bytes:
 def _records(connection: Any, name: str) -> list[int]:
     uref = _of(connection, name)
     return [row[0] for row in connection.execute("SELECT rowid FROM records WHERE uref = ? ORDER BY seq", (uref,))]
+
+
+def _items(connection: Any, name: str, kind: ItemKind = ItemKind.TOOL_FILE) -> list[int]:
+    """The user's items of a kind, in the order in which they were written."""
+    of = (_of(connection, name), int(kind))
+    query = "SELECT rowid FROM items WHERE uref = ? AND kind = ? ORDER BY version, rowid"
+    return [row[0] for row in connection.execute(query, of)]
+
+
+def _old_items(connection: Any, old: Old, name: str) -> Rows:
+    """The user's items as they were, that are another row now or none."""
+    uref = _of(connection, name)
+    there = set(connection.execute("SELECT * FROM items"))
+    gone = [row for row in old.rows["items"] if row[0] == uref and row not in there]
+    assert len(gone) == 2
+    return sorted(gone, key=lambda row: bool(connection.execute(
+        "SELECT 1 FROM items WHERE uref = ? AND kind = ? AND item_id = ?", row[:3]).fetchone()))  # fmt: skip
+
+
+def _copy_item(connection: Any, **changes: Any) -> None:
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(items)")]
+    row = connection.execute("SELECT * FROM items WHERE rowid = ?", (_items(connection, "alice")[0],)).fetchone()
+    _put(connection, "items", [tuple((dict(zip(columns, row, strict=True)) | changes).values())])
+
+
+def _change_item(connection: Any, **changes: Any) -> None:
+    settings = ", ".join(f"{column} = ?" for column in changes)
+    connection.execute(
+        f"UPDATE items SET {settings} WHERE rowid = ?", (*changes.values(), _items(connection, "alice")[0])
+    )
 
 
 def _swap(connection: Any, table: str, columns: list[str], one: int, other: int) -> None:
@@ -140,8 +179,8 @@ def _old_user(connection: Any, old: Old, *tables: str) -> None:
     bucket = int.from_bytes(uref[:2]) >> 4
     for table in tables:
         key = bucket if table == "directory" else uref
-        if table == "records":
-            connection.execute("DELETE FROM records WHERE uref = ?", (uref,))
+        if table in ("records", "items"):
+            connection.execute(f"DELETE FROM {table} WHERE uref = ?", (uref,))
         _put(connection, table, [row for row in old.rows[table] if row[0] == key])
 
 
@@ -182,11 +221,55 @@ OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
     "replay an old user with the records": lambda c, old: _old_user(c, old, "users", "records"),
     "replay an old user and bucket": lambda c, old: _old_user(c, old, "users", "directory"),
     "replay an old user, bucket and records": lambda c, old: _old_user(c, old, "users", "directory", "records"),
+    "replay all that is a user's": lambda c, old: _old_user(c, old, "users", "directory", "records", "items"),
     "replay an old bucket": lambda c, old: _old_user(c, old, "directory"),
     "replay everything but the store's row": lambda c, old: [
         c.execute("DELETE FROM records"),
-        *(_put(c, table, old.rows[table]) for table in ("users", "directory", "records")),
+        c.execute("DELETE FROM items"),
+        *(_put(c, table, old.rows[table]) for table in ("users", "directory", "records", "items")),
     ],
+    "delete an item": lambda c, _: c.execute("DELETE FROM items WHERE rowid = ?", (_items(c, "alice")[0],)),
+    "delete the newest item": lambda c, _: c.execute("DELETE FROM items WHERE rowid = ?", (_items(c, "alice")[-1],)),
+    "delete all items of a user": lambda c, _: _delete_user(c, "alice", "items"),
+    "delete all items": lambda c, _: c.execute("DELETE FROM items"),
+    "swap two items": lambda c, _: _swap(c, "items", ["sealed"], *_items(c, "alice")[:2]),
+    "swap two items with their versions": lambda c, _: _swap(
+        c, "items", ["sealed", "version"], *_items(c, "alice")[:2]
+    ),
+    "swap items of two kinds": lambda c, _: _swap(
+        c, "items", ["sealed", "version"], _items(c, "alice")[0], _items(c, "alice", ItemKind.FRAMEWORK)[0]
+    ),
+    "swap items of two users": lambda c, _: _swap(
+        c, "items", ["sealed", "version"], _items(c, "alice")[0], _items(c, "bob")[0]
+    ),
+    "move an item to another user": lambda c, _: _change_item(c, uref=_of(c, "bob")),
+    "move an item of the other user here": lambda c, _: c.execute(
+        "UPDATE items SET uref = ? WHERE rowid = ?", (_of(c, "alice"), _items(c, "bob")[0])
+    ),
+    "copy an item to another user": lambda c, _: _copy_item(c, uref=_of(c, "bob")),
+    "copy an item under another id": lambda c, _: _copy_item(c, item_id=os.urandom(16)),
+    "copy an item as one of another kind": lambda c, _: _copy_item(c, kind=1),
+    "make an item one of another kind": lambda c, _: _change_item(c, kind=1),
+    "make an item one of no kind": lambda c, _: _change_item(c, kind=99),
+    "put an item under another id": lambda c, _: _change_item(c, item_id=os.urandom(16)),
+    "make an item newer": lambda c, _: _change_item(c, version=99),
+    "put a memory's text in the place of an item": lambda c, _: c.execute(
+        "UPDATE items SET sealed = (SELECT text FROM records WHERE records.uref = items.uref LIMIT 1)"
+    ),
+    "put an item in the place of a memory's text": lambda c, _: c.execute(
+        "UPDATE records SET text = (SELECT sealed FROM items WHERE records.uref = items.uref LIMIT 1)"
+    ),
+    "cut items short": lambda c, _: c.execute("UPDATE items SET sealed = substr(sealed, 1, length(sealed) - 1)"),
+    "cut items to nothing": lambda c, _: c.execute("UPDATE items SET sealed = x''"),
+    "make items longer": lambda c, _: c.execute("UPDATE items SET sealed = CAST(sealed || x'00' AS BLOB)"),
+    "plant an item": lambda c, _: c.execute(
+        "INSERT INTO items SELECT uref, 1, randomblob(16), 1, 1, randomblob(64) FROM users LIMIT 1"
+    ),
+    "replay a dropped item": lambda c, old: _put(c, "items", _old_items(c, old, "alice")[:1]),
+    "replay a changed item": lambda c, old: _put(c, "items", _old_items(c, old, "alice")[1:]),
+    "replay all items of a user": lambda c, old: _old_user(c, old, "items"),
+    "replay an old user with the items": lambda c, old: _old_user(c, old, "users", "items"),
+    "replay an old user with records and items": lambda c, old: _old_user(c, old, "users", "records", "items"),
     "delete a user's row": lambda c, _: _delete_user(c, "alice", "users"),
     "delete a user": lambda c, _: _delete_user(c, "alice", "users", "records"),
     "delete a user and the bucket": lambda c, _: _delete_user(c, "alice", "users", "records", "directory"),
@@ -215,11 +298,9 @@ OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
     "copy the embedder": lambda c, _: c.execute("INSERT INTO embedders SELECT embedder_no + 1, sealed FROM embedders"),
 }  # fmt: skip
 
-# What belongs to nobody is read by nobody but `verify`; an item of somebody who is there is found at once.
+# What belongs to nobody is read by nobody but `verify`.
 STOWAWAYS: dict[str, Callable[[Any, Old], object]] = {
-    "an item": lambda c, _: c.execute(
-        "INSERT INTO items SELECT uref, 1, randomblob(16), 1, 1, randomblob(64) FROM users LIMIT 1"
-    ),
+    "an item of nobody": lambda c, _: _copy_item(c, uref=os.urandom(16)),
     "a record of nobody": lambda c, _: _copy_record(c, uref=os.urandom(16)),
     "a user in an empty bucket": lambda c, _: _copy_user(c, "randomblob(16)"),
 }
@@ -241,8 +322,6 @@ def column_operations() -> dict[str, str]:
     """SQL that changes one column in the first row of its table: to a near value, and to one of another type."""
     found = {}
     for table, columns in _columns().items():
-        if table == "items":
-            continue  # It is empty.
         for name, kind in columns:
             first = f"WHERE rowid = (SELECT min(rowid) FROM {table})"
             values = {"another type": f"'x' || {name}", "nothing": "x''"}
