@@ -34,24 +34,27 @@ def remembering(client: Any, injector: Injector, codecs: Codecs) -> Any:
     if not hasattr(client, "_client") or not callable(getattr(type(client), "request", None)):
         raise InvalidInputError(f"wrap takes a client, such as OpenAI() or Anthropic(), not {type(client).__name__}")
     own: Any = type(client)
-    kind, bound = _kind(own, codecs)
+    kind, cached = _kind(own, codecs)
     new = kind.__new__(kind)
-    # `client.chat` and its like hold the client that they were made by: each client makes its own.
-    vars(new).update((name, value) for name, value in vars(client).items() if name not in bound)
+    # `client.chat` and its like hold the client that they were made by: each client makes its own. What is a str is a
+    # setting that is kept in the same way (the region of Vertex).
+    vars(new).update(
+        (name, value) for name, value in vars(client).items() if name not in cached or isinstance(value, str)
+    )
     new.memlayer = injector
     return new
 
 
 @cache
 def _kind(own: Any, codecs: Codecs) -> tuple[Any, frozenset[str]]:
-    bound = frozenset(
+    cached = frozenset(
         name for one in own.__mro__ for name, value in vars(one).items() if isinstance(value, cached_property)
     )
     if issubclass(own, _Remembering):
-        return own, bound
+        return own, cached
     mixin = _AsyncClient if inspect.iscoroutinefunction(own.request) else _Client
     names = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(own.__name__, (mixin, own), {**names, "_memlayer_codecs": codecs}), bound
+    return type(own.__name__, (mixin, own), {**names, "_memlayer_codecs": codecs}), cached
 
 
 class _Remembering:
