@@ -83,7 +83,8 @@ class Chatbot:
 
     def _chat(self, request: Request) -> Answer:
         body = request.body
-        calls = self.tools if body["messages"][-1]["role"] not in ("tool", "function") else []
+        last = body["messages"][-1] if body["messages"] else {"role": "user"}
+        calls = self.tools if last["role"] not in ("tool", "function") else []
         if body.get("stream"):
             return Answer(sse(self._chat_events(request, calls)), kind="text/event-stream")
         message: dict[str, Any] = {"role": "assistant", "content": self._said(request), "refusal": None}
