@@ -522,8 +522,20 @@ def test_other_calls_have_no_memory(peanuts):
         c = wrap(plain, peanuts)
         c.models.count_tokens(model="m", contents=QUESTION)
         c.models.embed_content(model="m", contents=QUESTION)
+    assert len(server.bodies) == 2
     assert "<memory-" not in json.dumps(server.bodies)
     assert len(peanuts) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ii]nteractions:UserWarning")
+def test_interactions_which_google_keeps_are_left_as_they_are(peanuts):
+    """A client of its own, for conversations on the server: nothing is added, nothing remembered."""
+    kept = {"id": "i1", "object": "interaction", "status": "completed", "model": "m", "outputs": [],
+            "created": "2026-01-01T00:00:00Z", "updated": "2026-01-01T00:00:00Z"}  # fmt: skip
+    with Loopback(lambda _: Answer(kept)) as server, client(server.url) as plain:
+        assert wrap(plain, peanuts, session="s1").interactions.create(model="m", input=QUESTION).id == "i1"
+    assert server.bodies == [{"model": "m", "input": QUESTION}]
+    assert said(peanuts) == []
 
 
 def test_wrapping_twice_and_what_is_no_client(peanuts, store):
@@ -533,8 +545,9 @@ def test_wrapping_twice_and_what_is_no_client(peanuts, store):
         assert whole(wrap(wrap(plain, peanuts), bob, session="s1")) == REPLY
         assert said(bob) == BOTH
         assert wrap(plain, bob).memlayer.health.ok
-        with pytest.raises(InvalidInputError):
-            wrap(plain.models, bob)
+        for thing in (plain.models, genai.Client, plain.chats.create(model="m")):
+            with pytest.raises(InvalidInputError, match="Client"):
+                wrap(thing, bob)
 
 
 # ---------------------------------------------------------------- bodies
