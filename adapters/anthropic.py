@@ -2,13 +2,16 @@
 
 A block is a text block at the end of the latest message of the user's, behind the results of tools that must come
 first. A message of nothing but results of tools is none of the user's. `cache_control` stays where the caller put it.
-With a `thread`, where Anthropic keeps messages and system prompt, nothing is added; both sides are remembered.
+With a `thread`, where Anthropic keeps messages and system prompt, nothing is added; both sides are remembered. The tool
+runner, which has a thread by default where the SDK knows them, has none here, so that it has memory.
 The SDK's memory tool is in `memlayer.adapters.anthropic_memory_tool`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any
 
 from memlayer.adapters.stainless import remembering
@@ -24,7 +27,7 @@ __all__ = ["MESSAGES", "AnthropicMessages", "wrap"]
 
 def wrap(client: Any, injector: Injector) -> Any:
     """A client of the same type with memory; the one that is passed in is left as it is."""
-    return remembering(client, injector, _CODECS)
+    return remembering(client, injector, _CODECS, _Unthreaded)
 
 
 class AnthropicMessages:
@@ -67,6 +70,23 @@ class AnthropicMessages:
         if kind == "message_delta":
             return _stopped(field(field(event, "delta"), "stop_reason"))
         return Piece(ended=kind == "message_stop")
+
+
+class _Unthreaded:
+    """A client whose tool runner sends the whole conversation, as `thread=False` has it do, unless told otherwise."""
+
+    @cached_property
+    def beta(self) -> Any:
+        beta = super().beta  # type: ignore[misc]
+        run = getattr(beta.messages, "tool_runner", None)
+        if run is not None and "thread" in inspect.signature(run).parameters:
+
+            @wraps(run)
+            def unthreaded(*args: Any, **params: Any) -> Any:
+                return run(*args, **{"thread": False, **params})
+
+            beta.messages.tool_runner = unthreaded
+        return beta
 
 
 def _listed(request: Mapping[str, Any]) -> list[Any]:

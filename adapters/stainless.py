@@ -25,8 +25,14 @@ Codecs: TypeAlias = tuple[tuple[str, "Codec"], ...]
 """Which codec reads what is sent to a URL, by the URL's end."""
 
 
-def remembering(client: Any, injector: Injector, codecs: Codecs) -> Any:
+def remembering(client: Any, injector: Injector, codecs: Codecs, *mixins: type) -> Any:
     """A client of the same type with memory; the one that is passed in is left as it is.
+
+    Args:
+        client: the caller's.
+        injector: its memory.
+        codecs: for the requests that have memory; all others are left alone.
+        mixins: what else the SDK's clients need.
 
     Raises:
         InvalidInputError: not a client, but its class, or a part of one.
@@ -34,7 +40,7 @@ def remembering(client: Any, injector: Injector, codecs: Codecs) -> Any:
     if not hasattr(client, "_client") or not callable(getattr(type(client), "request", None)):
         raise InvalidInputError(f"wrap takes a client, such as OpenAI() or Anthropic(), not {type(client).__name__}")
     own: Any = type(client)
-    kind, cached = _kind(own, codecs)
+    kind, cached = _kind(own, codecs, mixins)
     new = kind.__new__(kind)
     # `client.chat` and its like hold the client that they were made by: each client makes its own. What is a str is a
     # setting that is kept in the same way (the region of Vertex).
@@ -46,7 +52,7 @@ def remembering(client: Any, injector: Injector, codecs: Codecs) -> Any:
 
 
 @cache
-def _kind(own: Any, codecs: Codecs) -> tuple[Any, frozenset[str]]:
+def _kind(own: Any, codecs: Codecs, mixins: tuple[type, ...]) -> tuple[Any, frozenset[str]]:
     cached = frozenset(
         name for one in own.__mro__ for name, value in vars(one).items() if isinstance(value, cached_property)
     )
@@ -54,7 +60,7 @@ def _kind(own: Any, codecs: Codecs) -> tuple[Any, frozenset[str]]:
         return own, cached
     mixin = _AsyncClient if inspect.iscoroutinefunction(own.request) else _Client
     names = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(own.__name__, (mixin, own), {**names, "_memlayer_codecs": codecs}), cached
+    return type(own.__name__, (mixin, *mixins, own), {**names, "_memlayer_codecs": codecs}), cached
 
 
 class _Remembering:

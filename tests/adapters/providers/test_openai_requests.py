@@ -180,7 +180,7 @@ def test_a_chat_tool_loop_is_one_turn(bob, embedder, streams, words):
     bot = wire.Chatbot(REPLY, tools=TOOLS, says_with_tools=words)
 
     def loop(client):
-        messages: list[Any] = [ASKED]
+        messages = [ASKED]
         for _ in range(2):
             how = {"model": "m", "messages": messages, "tools": [CHAT_TOOL]}
             if streams:
@@ -209,7 +209,7 @@ def test_a_responses_tool_loop_is_one_turn(bob, embedder, streams, words):
     bot = wire.Chatbot(REPLY, tools=TOOLS, says_with_tools=words, reasoning="hm, peanuts")
 
     def loop(client):
-        items: list[Any] = [ASKED]
+        items = [ASKED]
         for _ in range(2):
             how = {"model": "m", "input": items, "tools": [RESPONSES_TOOL]}
             if streams:
