@@ -135,8 +135,8 @@ def _events(stream: Any) -> Any:
 def _end_at_close(call: Call, http: Any, events: Any) -> None:
     """`close()`, the end of a `with`, and the SDK's own streaming helpers all close the HTTP response.
 
-    So does the generator of events, from inside, when it has read all bytes: that is not the end. When nobody holds it
-    any more, the tee around it has ended the reply, or does so, without waiting in a finalizer.
+    So does the generator of events, from inside, when it has read all bytes: that is not the end, nor news after it.
+    When nobody holds it any more, the tee around it has ended the reply, or does so, without waiting in a finalizer.
     """
     close, this = http.close, weakref.ref(events)
 
@@ -144,10 +144,15 @@ def _end_at_close(call: Call, http: Any, events: Any) -> None:
         try:
             close()
         finally:
-            if getattr(this(), "gi_running", True) is False:
+            if _waits(this(), "gi"):
                 call.end(broken=True)
 
     http.close = closing
+
+
+def _waits(generator: Any, kind: str) -> bool:
+    """Whether a generator stands before its first event or between two: it is not running, and not over."""
+    return getattr(generator, f"{kind}_frame", None) is not None and not getattr(generator, f"{kind}_running")
 
 
 def _aend_at_close(call: Call, http: Any, events: Any) -> None:
@@ -157,7 +162,7 @@ def _aend_at_close(call: Call, http: Any, events: Any) -> None:
         try:
             await close()
         finally:
-            if getattr(this(), "ag_running", True) is False:
+            if _waits(this(), "ag"):
                 await call.aend(broken=True)
 
     http.aclose = closing

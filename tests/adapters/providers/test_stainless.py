@@ -350,6 +350,31 @@ def test_a_stream_that_is_left_after_its_last_words_is_whole(api, bob):
     assert said(bob) == [("user", QUESTION), ("assistant", REPLY)]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_stream_that_ends_without_saying_so_is_whole(api, bob, is_async):
+    """As some compatible servers end theirs. The SDK closes the HTTP response before it says that there is no more."""
+    ends = (b'"finish_reason": "stop"', b"event: response.completed", b"event: message_delta", b"event: message_stop")
+
+    def at_once(request):
+        answer = api.wire.Chatbot(REPLY)(request)
+        parts = [part for part in answer.body if not any(end in part for end in ends)]
+        return Answer(b"".join(parts), kind=answer.kind)
+
+    async def run(server):
+        async with api.aconnect(server) as client:
+            async for _ in await api.create(wrap(client, bob), stream=True):
+                pass
+
+    with Loopback(at_once) as server:
+        if is_async:
+            asyncio.run(run(server))
+        else:
+            with api.connect(server) as client:
+                for _ in api.create(wrap(client, bob), stream=True):
+                    pass
+    assert said(bob) == [("user", QUESTION), ("assistant", REPLY)]
+
+
 def test_a_stream_that_nobody_reads_keeps_the_users_turn(api, bob):
     """Closed before its first event."""
     with Loopback(api.wire.Chatbot(REPLY)) as server, api.connect(server) as client:
