@@ -22,6 +22,7 @@ Files: TypeAlias = dict[str, bytes]
 _MAX_LINES = 999_999
 _WIDTH = len(str(_MAX_LINES))
 _FOLDER_SIZE = "4K"
+_THROUGH = "The path {} goes through a file, which is not a directory."
 
 
 def view(files: Files, command: Any) -> str:
@@ -107,9 +108,13 @@ def rename(files: Files, command: Any) -> str:
         raise ToolError("Cannot rename the /memories directory itself")
     if new in files or _is_folder(files, new):
         raise ToolError(f"The destination {command.new_path} already exists")
-    _make_folders(files, new, command.new_path)
+    parent = new.rpartition("/")[0]
+    if parent not in files:
+        _make_folders(files, new, command.new_path)
     if old not in files and not _is_folder(files, old):
         raise ToolError(f"The path {command.old_path} does not exist")
+    if parent in files:
+        raise ToolError(_THROUGH.format(command.new_path))
     if new.startswith(f"{old}/"):
         raise ToolError(f"Cannot rename {command.old_path} to {command.new_path}, which is inside of it")
     for name in [name for name in files if name == old or name.startswith(f"{old}/")]:
@@ -148,7 +153,7 @@ def _is_folder(files: Files, path: str) -> bool:
 def _make_folders(files: Files, path: str, shown: str) -> None:
     above = [path[:at] for at, character in enumerate(path) if character == "/"]
     if any(folder in files for folder in above):
-        raise ToolError(f"The path {shown} goes through a file, which is not a directory.")
+        raise ToolError(_THROUGH.format(shown))
     files.update((f"{folder}/", b"") for folder in above)
 
 

@@ -109,6 +109,14 @@ def _is_root(path: str) -> bool:
 
 
 @given(commands=st.lists(COMMANDS, min_size=1, max_size=12))
+@example(commands=[
+    {"command": "create", "path": "/memories/a", "file_text": "1"},
+    {"command": "rename", "old_path": "/memories/b/a", "new_path": "/memories/a/a"},
+    {"command": "rename", "old_path": "/memories/b", "new_path": "/memories/a/a"},
+    {"command": "rename", "old_path": "/memories/a", "new_path": "/memories/a/a"},
+    {"command": "rename", "old_path": "/memories/a/a", "new_path": "/memories/b"},
+    {"command": "create", "path": "/memories/a/b/c", "file_text": "1"},
+])  # fmt: skip
 @settings(max_examples=150)
 @example(commands=[
     {"command": "create", "path": "/memories/a", "file_text": "1"},
