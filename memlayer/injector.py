@@ -147,11 +147,20 @@ class Injector:
 
     def capture_later(self, prepared: Prepared, text: str | None, *, complete: bool) -> None:
         """Begins to remember, where nobody can wait for it: a stream that was dropped without being closed."""
-        self._submit(prepared, text, complete)
+        try:
+            self._submit(prepared, text, complete)
+        except RuntimeError:
+            # The interpreter is ending and starts no more threads: here it is, or nowhere.
+            try:
+                self.memory.capture(prepared, self._kept(text, complete), complete=complete)
+            except Exception as error:  # noqa: BLE001  nobody is left to hear of it but the log
+                log.warning("memory failed while remembering (%s); the process is ending", type(error).__name__)
+
+    def _kept(self, text: str | None, complete: bool) -> str | None:
+        return text if complete or self._keep_partial else None
 
     def _submit(self, prepared: Prepared, text: str | None, complete: bool) -> concurrent.futures.Future[Any]:
-        if not complete and not self._keep_partial:
-            text = None
+        text = self._kept(text, complete)
         return workers.submit_for(self.memory.breaker, self.memory.capture, prepared, text, complete=complete)
 
     def fail(self, error: Exception, *, doing: str) -> None:

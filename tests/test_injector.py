@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -165,6 +167,30 @@ def test_a_cancelled_async_stream_keeps_the_users_turn(peanuts):
     asyncio.run(chat())
     settled(peanuts)
     assert said(peanuts) == [QUESTION]
+
+
+HELD = """
+import sys
+from memlayer import MemoryStore, RawKey
+from memlayer.codec import MESSAGES
+from memlayer.injector import Injector
+from memlayer.testing import HashingEmbedder
+store = MemoryStore.open(sys.argv[1], keys=RawKey(bytes(range(32))), embedder=HashingEmbedder())
+call = Injector(store.user("alice"), session="s1").before(MESSAGES, [{"role": "user", "content": "peanuts?"}])
+tee = call.tee(iter(["No", "!"]))
+next(tee)
+"""
+
+
+def test_a_stream_that_is_held_when_the_process_ends_keeps_the_users_turn(tmp_path):
+    """No worker can be started any more, and nothing is said on stderr."""
+    path = tmp_path / "held.db"
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, str(path)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == ""
+    with MemoryStore.open(path, keys=KEY, embedder=HashingEmbedder()) as store:
+        assert said(store.user("alice")) == [("user", "peanuts?", {})]
 
 
 # --- Failures ---
