@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlayer import MemlayerError, MemoryStore, RawKey, opening
 from memlayer.database import Database
+from memlayer.items import ItemKind, named
 from memlayer.testing import HashingEmbedder
 from memlayer.vault import Vault
 
@@ -57,6 +58,13 @@ def fill(store: MemoryStore) -> None:
         user.remember(f"{name} likes milk", session="s2", role="assistant", id="second")
         user.update("second", metadata={"n": 2, "deep": {"list": [1, 2.5, None, True]}})
         user.forget(gone.id)
+        with user.items(ItemKind.TOOL_FILE).change() as items:
+            items |= {"notes": f"{name} has notes".encode(), "empty": b"", "gone": b"what is to go"}
+        with user.items(ItemKind.FRAMEWORK).change() as items:
+            items["notes"] = f"{name} has other notes".encode()
+        with user.items(ItemKind.TOOL_FILE).change() as items:
+            items["notes"] += b", and more of them"
+            del items["gone"]
     store.user("alice").remember("a long text, over several pages of the file: " + "words and words and " * 800)
 
 
@@ -86,9 +94,12 @@ class StorageReader:
                     records = list(
                         vault.stream(connection, user) if streamed else vault.read(connection, user, after=0)
                     )
+                    items = vault.read_items(connection, user, after=0)
                     # What `stream` and the index of a recall do at their end.
-                    if not user.manifest.holds(records=len(records), total=sum(record.element for record in records)):
+                    total = sum(record.element for record in records) + sum(item.element for item in items)
+                    if not user.manifest.holds(records=len(records), items=len(items), total=total):
                         vault.refuse_rows()
+                    found.append(sorted((item.kind, *named(item)) for item in items))
                     found.append(
                         [
                             (record.memory_id, record.seq, record.memory, record.own_id, record.vectors.tobytes())
@@ -180,7 +191,8 @@ def read_public(path: Path) -> list[Any]:
             user = store.user(name)
             turns = list(user.history(limit=1_000))
             recalled = [[(hit.id, hit.score) for hit in user.recall(turn.text, k=1_000)] for turn in turns]
-            found.append([turns, recalled, user.sessions(), user.count()])
+            items = [user.items(kind).read() for kind in ItemKind]
+            found.append([turns, recalled, user.sessions(), user.count(), items])
         return found
 
 

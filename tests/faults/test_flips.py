@@ -13,6 +13,7 @@ import pytest
 from sqlcipher3 import dbapi2
 
 from memlayer import MemoryStore, RawKey, StoreDamagedError
+from memlayer.items import ItemKind
 from tests.faults import flips
 from tests.faults.children import SCALE, Child, ChildError
 
@@ -92,13 +93,29 @@ def test_flipping_can_see_a_silent_change(fast: Path) -> None:
     assert flips._outcome(reader, before, streamed=False) == flips.SILENT
 
 
-@pytest.mark.parametrize("target", ["text", "vector"])
+def test_flipping_can_see_a_silent_change_of_an_item(fast: Path) -> None:
+    """Nor is a store whose owner changed one byte of one item taken for what it was, from the inside or by the door."""
+    store = fast / "store.db"
+    flips.make_store(store)
+    reader = flips.StorageReader(store)
+    before, public = reader.read(streamed=True), flips.read_public(store)
+    with (
+        MemoryStore.open(store, keys=RawKey(flips.KEY), embedder=flips.EMBEDDER) as opened,
+        opened.user("bob").items(ItemKind.FRAMEWORK).change() as items,
+    ):
+        items["notes"] = items["notes"][:-1] + b"z"
+    assert flips._outcome(reader, before, streamed=True) == flips.SILENT
+    assert flips._outcome(reader, before, streamed=False) == flips.SILENT
+    assert flips.read_public(store) != public
+
+
+@pytest.mark.parametrize("target", ["records.text", "records.vector", "items.sealed"])
 def test_flipping_reaches_what_is_sealed(fast: Path, target: str) -> None:
     """A flip inside of a sealed field is an error that says that the field does not authenticate."""
     store = fast / "store.db"
     flips.make_store(store)
     connection = dbapi2.connect(str(store))
-    (sealed,) = connection.execute(f"SELECT {target} FROM records LIMIT 1").fetchone()
+    (sealed,) = connection.execute(f"SELECT {target} FROM {target.partition('.')[0]} LIMIT 1").fetchone()
     connection.close()
     content = bytearray(store.read_bytes())
     at = content.find(sealed[20:60])
