@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memlayer import MemoryStore, RawKey, Turn
+from memlayer.items import ItemKind
+from memlayer.ledger import Entry
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from memlayer.memory import UserMemory
     from tests.faults.children import Link
 
 MARKERS = {
@@ -32,6 +35,10 @@ MARKERS = {
     "metadata value": "Vhg2canaryXn",
     "own id": "Ofy6canaryBs",
     "user id": "Udk8canaryGw",
+    "item name": "Inr6canaryTp",
+    "item": "Icz4canaryKv",
+    "question": "Qwj7canaryNs",
+    "reply": "Rtb5canaryDf",
 }
 USERS = (f"alice {MARKERS['user id']}", f"bob {MARKERS['user id']}")
 EXPORT_PASSPHRASE = "the passphrase of an export"
@@ -131,8 +138,23 @@ def secrets(vectors: NDArray[np.float32]) -> Search:
     wanted = {
         pattern: f"{name} as {form}" for name, marker in MARKERS.items() for form, pattern in forms(marker).items()
     }
+    # Every entry of the ledger has these in it.
+    for said in ("true", "false"):
+        wanted |= {part.encode(): "a part of an entry" for part in (f'"d":{said},"m":["', f'],"s":{said},"t":"')}
     for form, array in vector_forms(vectors).items():
         wanted |= dict.fromkeys(windows(array), f"a vector as {form}")
+    return Search(wanted)
+
+
+def entries(told: Mapping[str, str]) -> Search:
+    """What no file may hold of these entries of the ledger, by their names: their keys, their turns, and the ids of
+    memories as they are spelled there. (As 16 bytes those stand in clear in their own rows.)"""
+    wanted = {name.encode(): "the name of an entry" for name in told}
+    wanted |= {bytes.fromhex(name): "the key of an entry" for name in told}
+    for content in told.values():
+        entry = Entry.from_json(content.encode())
+        wanted[entry.turn] = "the turn of an entry"
+        wanted |= {own_id.hex().encode(): "an id in an entry" for own_id in (entry.turn, *entry.memory_ids)}
     return Search(wanted)
 
 
@@ -201,6 +223,9 @@ def write_turns(link: Link, *, folder: str, count: int) -> None:
             for user in (0, 1):
                 batch = [turn(number) for number in numbers[10:] if number % 2 == user]
                 ids[user] += [memory.id for memory in users[user].remember_many(batch)]
+            for number in (start, start + 1):
+                change_items(users[number % 2], number)
+                converse(users[number % 2], number)
             link.send({"written": start + 20})
         rng = random.Random(1)
         for user in (0, 1):
@@ -209,15 +234,37 @@ def write_turns(link: Link, *, folder: str, count: int) -> None:
             users[user].recall(text(0), k=50, where={"n": {"$gte": 10}})
         users[0].export(path / "alice.export", passphrase=EXPORT_PASSPHRASE)
         store.backup(path / "backup.db")
+        ledgers = [user.items(ItemKind.LEDGER).read() for user in users]
+        link.send({"entries": {name: content.decode() for ledger in ledgers for name, content in ledger.items()}})
         _pause(link, "before forget")
         # Scattered ones, so that their neighbours stay, and a whole session.
         forgotten = sum(users[0].forget(chosen) for chosen in rng.sample(ids[0], count // 20))
         forgotten += users[1].forget(session=f"{MARKERS['session']} 3")
         link.send({"forgotten": forgotten})
         _pause(link, "after forget")
+        items = sum(len(users[1].items(kind).read()) for kind in ItemKind)
         receipt = users[1].erase()
-        link.send({"erased": receipt.memories, "files clean": receipt.files_clean})
+        link.send({"erased": receipt.memories, "erased items": items, "files clean": receipt.files_clean})
         _pause(link, "after erase")
+
+
+def change_items(user: UserMemory, number: int) -> None:
+    """Puts some, changes one and drops one, of two kinds."""
+    for kind in (ItemKind.TOOL_FILE, ItemKind.FRAMEWORK):
+        with user.items(kind).change() as items:
+            items[f"{MARKERS['item name']} {number}"] = f"{MARKERS['item']} {number} ".encode() * (number % 9 + 1)
+            items[f"{MARKERS['item name']} of all"] = f"{MARKERS['item']} of turn {number}".encode()
+            items.pop(f"{MARKERS['item name']} {number - 60}", None)
+
+
+def converse(user: UserMemory, number: int) -> None:
+    """A question with what memory has for it, and its answer: an entry in the ledger."""
+    question = f"{MARKERS['question']} {number}: {text(number)[:200]}"
+    session = f"{MARKERS['session']} of questions"
+    prepared = user.prepare([{"role": "user", "content": question}], session=session)
+    assert prepared.block
+    user.capture(prepared, None)
+    user.capture(prepared, f"{MARKERS['reply']} {number}")
 
 
 CHURN_SEED = 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from sqlcipher3 import dbapi2
 
+from memlayer.ledger import Entry
 from memlayer.testing import HashingEmbedder
 from tests.faults import scan
 from tests.faults.children import SCALE, Child
@@ -35,12 +38,13 @@ def _found(wanted: scan.Search, child: Child, *folders: Path) -> dict[str, set[s
 
 
 def _sealed(store: Path) -> set[bytes]:
-    """Every sealed field of users and their memories, through a connection of this process."""
+    """Every sealed field of users, their memories and their items, through a connection of this process."""
     connection = dbapi2.connect(f"file:{store}?mode=ro", uri=True)
     try:
         rows = [
             *connection.execute("SELECT text, vector FROM records"),
             *connection.execute("SELECT data_key, manifest, profile FROM users"),
+            *connection.execute("SELECT sealed FROM items"),
         ]
     finally:
         connection.close()
@@ -63,12 +67,16 @@ def written(tmp_path_factory: pytest.TempPathFactory, secrets: scan.Search) -> d
     store = folder / "store.db"
     with Child(scan.write_turns, environment=environment, folder=str(folder), count=TURNS) as child:
         during = []
-        while (message := child.receive()) != "before forget":
+        while (message := child.receive()).keys() == {"written"}:
             if message["written"] % (TURNS // SNAPSHOTS) == 0 or message["written"] == TURNS:
                 during.append(_found(secrets, child, *watched))
+        entries = scan.entries(message["entries"])
+        assert child.receive() == "before forget"
         seen: dict[str, Any] = {"during": during, "files": sorted(path.name for path in folder.iterdir())}
         seen["key files"] = [path.read_bytes() for path in state.rglob("*.key")]
         seen["guards"] = len(list(state.rglob("*.guard")))
+        seen["entries"] = len(message["entries"])
+        seen["of entries"] = [_found(entries, child, *watched)]
         seen["written"] = _found(secrets, child, *watched)
         before = _sealed(store)
         # They hold what is to be forgotten, as they should.
@@ -88,15 +96,18 @@ def written(tmp_path_factory: pytest.TempPathFactory, secrets: scan.Search) -> d
         seen["gone with user"] = len(erased)
         seen["left of erased"] = _left(erased, child, folder, state)
         seen["end"] = _found(secrets, child, *watched)
+        seen["of entries"].append(_found(entries, child, *watched))
         child.send("go")
         child.finish()
         seen["closed"] = _found(secrets, child, *watched)
+        seen["of entries"].append(_found(entries, child, *watched))
         seen["left when closed"] = _left(before - _sealed(store), child, folder, state)
     return seen
 
 
 def test_nothing_is_readable_while_it_is_written(written: dict[str, Any]) -> None:
-    """Ten looks at every file of the store while 1,000 turns of two users are written find no word, id or vector."""
+    """Ten looks at every file of the store while 1,000 turns of two users, their items and their conversations are
+    written find no word, id, name or vector."""
     assert len(written["during"]) >= SNAPSHOTS
     assert [found for found in written["during"] if found] == []
 
@@ -105,6 +116,12 @@ def test_nothing_is_readable_while_it_is_written(written: dict[str, Any]) -> Non
 def test_nothing_is_readable_afterwards(written: dict[str, Any], moment: str) -> None:
     """No word, id or vector stands in the store, its log, guard, key file, export or backup, open or closed."""
     assert written[moment] == {}
+
+
+def test_no_entry_of_the_ledger_is_readable(written: dict[str, Any]) -> None:
+    """Of a hundred entries no key, no turn and no id of a memory as they spell it stands in any file, at any moment."""
+    assert written["entries"] >= TURNS // 10
+    assert written["of entries"] == [{}, {}, {}]
 
 
 def test_every_kind_of_file_was_looked_at(written: dict[str, Any]) -> None:
@@ -122,10 +139,11 @@ def test_what_is_forgotten_leaves_the_files(written: dict[str, Any]) -> None:
 
 
 def test_what_is_erased_leaves_the_files(written: dict[str, Any]) -> None:
-    """Nor of the memories, the sealed data key and the profile of a user who was erased."""
+    """Nor of the memories, the items, the sealed data key and the profile of a user who was erased."""
     assert written["files clean"]
-    # A user's row is three fields, a memory two.
-    assert written["gone with user"] == 3 + 2 * written["erased"]
+    # A user's row is three fields, a memory two, an item one.
+    assert written["erased items"] > TURNS // 20
+    assert written["gone with user"] == 3 + 2 * written["erased"] + written["erased items"]
     assert written["left of erased"] == {}
     assert written["left when closed"] == {}
 
@@ -192,6 +210,19 @@ def test_the_scan_finds_what_is_planted(secrets: scan.Search, tmp_path: Path) ->
             found.replace("url", "") for _, found in secrets.find((tmp_path / f"{number}.plain").read_bytes())
         }
     assert secrets.find(noise.bytes(1_000_000)) == []
+
+
+def test_the_scan_finds_an_entry_that_is_planted() -> None:
+    """A whole entry is found by each of its parts, its name by both of its spellings."""
+    entry = Entry((b"m" * 16, b"n" * 16), b"t" * 16, datetime.now(UTC), said=True, done=True)
+    name = bytes(range(32)).hex()
+    wanted = scan.entries({name: entry.to_json().decode()})
+    assert Counter(found for _, found in wanted.find(b"." * 99 + entry.to_json())) == {"an id in an entry": 3}
+    assert [found for _, found in wanted.find(b"..." + name.encode())] == ["the name of an entry"]
+    assert [found for _, found in wanted.find(b"..." + bytes.fromhex(name))] == ["the key of an entry"]
+    assert [found for _, found in wanted.find(b"..." + entry.turn)] == ["the turn of an entry"]
+    parts = scan.secrets(np.zeros((0, 64), np.float32)).find(entry.to_json())
+    assert [found for _, found in parts] == ["a part of an entry"] * 2
 
 
 @pytest.mark.parametrize("before", ["", "1", "12", "123"])
