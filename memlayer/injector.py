@@ -39,8 +39,9 @@ OnError: TypeAlias = Literal["warn", "raise", "ignore"]
 CAPTURE_SECONDS = 10.0
 """How long an answer is held back until it is remembered; after that the write goes on by itself."""
 
-# Set while a request of ours is under way: a wrapped client inside of a wrapped framework adds nothing of its own.
-_inside: ContextVar[bool] = ContextVar("memlayer_inside", default=False)
+# The request of ours that this context is inside of: a wrapped client inside of a wrapped framework adds nothing of its
+# own while it is under way. A framework may tell of its end in another context, so the end is kept in the call.
+_inside: ContextVar[Call | None] = ContextVar("memlayer_inside", default=None)
 
 
 class Injector:
@@ -114,7 +115,8 @@ class Injector:
         return self._with(codec, prepared)
 
     def _may_try(self) -> bool:
-        return not _inside.get() and self.memory.breaker.allows()
+        outer = _inside.get()
+        return (outer is None or not outer.under_way) and self.memory.breaker.allows()
 
     def _with(self, codec: Codec, prepared: Prepared) -> Call:
         self.memory.breaker.succeeded()
@@ -178,6 +180,7 @@ class Call:
     Attributes:
         request: what to send.
         prepared: what was put into it; None where memory stays out of it.
+        under_way: whether what runs in this call's context is inside of the request.
     """
 
     def __init__(self, injector: Injector, codec: Codec, request: Any, prepared: Prepared | None) -> None:
@@ -187,13 +190,16 @@ class Call:
         self._codec = codec
         self._texts: list[str] = []
         self._calls = self._refused = self._ended = self._captured = False
-        self._token: Token[bool] | None = None
+        self.under_way = False
+        self._token: Token[Call | None] | None = None
 
     def __enter__(self) -> Call:
-        self._token = _inside.set(True)
+        self.under_way = True
+        self._token = _inside.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.under_way = False
         if self._token is not None:
             _inside.reset(self._token)
 
