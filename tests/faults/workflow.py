@@ -15,6 +15,7 @@ from memlayer.testing import HashingEmbedder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from memlayer.injection import Prepared
     from tests.faults.mutants import Meddler
 
 PASSPHRASE = "correct horse battery staple"
@@ -35,6 +36,8 @@ class World:
         self.meddler = meddler
         self.texts: dict[str, dict[str, str]] = {name: {} for name in USERS}
         self.files: dict[str, dict[str, bytes]] = {name: {} for name in USERS}
+        self.entries: dict[str, set[str]] = {name: set() for name in USERS}
+        self.prepared: Prepared | None = None
         self.errors: list[str] = []
         with open_store(self.path) as store:
             # So that both have rows of every kind, in two buckets, before anything is meddled with.
@@ -84,6 +87,8 @@ class World:
                 assert found == self.texts[name], f"{name} after {step}"
                 files = clean.user(name).items(ItemKind.TOOL_FILE).read()
                 assert files == self.files[name], f"the files of {name} after {step}"
+                entries = clean.user(name).items(ItemKind.LEDGER).read().keys()
+                assert entries == self.entries[name], f"the ledger of {name} after {step}"
 
     def has(self, name: str, found: dict[str, str]) -> None:
         """Asserts that a step's own answer is right."""
@@ -221,6 +226,52 @@ def somebody_else_changes_items(world: World) -> None:
                 world.files[name] = dict(there)
 
 
+def _capture(world: World, name: str, prepared: Prepared, reply: str | None) -> Callable[[], object]:
+    memories = world.store.user(name).capture(prepared, reply)
+    assert prepared.key is not None
+    key = prepared.key.hex()
+
+    def captured() -> None:
+        world.texts[name].update({memory.id: memory.text for memory in memories})
+        world.entries[name].add(key)
+
+    return captured
+
+
+def _prepare(world: World, name: str, *, messages: int) -> Prepared:
+    """A request with memory in it; of nobody else's."""
+    said = [{"role": ("user", "assistant")[number % 2], "content": f"says {number}?"} for number in range(messages)]
+    prepared = world.store.user(name).prepare(said, session="s0", k=1_000, max_tokens=100_000)
+    other = next(user for user in USERS if user != name)
+    sent = str(prepared.messages)
+    assert not world.texts[name] or f"{name} says" in sent
+    assert other not in sent
+    return prepared
+
+
+def converses(world: World) -> Any:
+    return _capture(world, "alice", _prepare(world, "alice", messages=1), "alice hears an answer")
+
+
+def converses_on(world: World) -> Any:
+    return _capture(world, "alice", _prepare(world, "alice", messages=3), "alice hears another answer")
+
+
+def asks(world: World) -> Any:
+    """The same conversation as the other user's, up to a call of a tool."""
+    world.prepared = None
+    prepared = _prepare(world, "bob", messages=1)
+    captured = _capture(world, "bob", prepared, None)
+    world.prepared = prepared
+    return captured
+
+
+def is_answered(world: World) -> Any:
+    if world.prepared is not None:  # what asked was no error
+        return _capture(world, "bob", world.prepared, "bob hears an answer")
+    return None
+
+
 def counts_users(world: World) -> None:
     assert world.store.count_users() == sum(bool(texts) for texts in world.texts.values())
 
@@ -248,6 +299,7 @@ def erases(world: World) -> Any:
     def gone() -> None:
         world.texts["alice"].clear()
         world.files["alice"] = {}
+        world.entries["alice"] = set()
 
     return gone
 
@@ -259,7 +311,8 @@ def begins_anew(world: World) -> Any:
 STEPS: list[Callable[[World], Any]] = [
     recalls, lists, gets, remembers, remembers_with_an_id, remembers_it_again, replaces, remembers_many, updates,
     updates_the_text, recalls, puts_items, puts_items_of_the_same_names, reads_items, changes_and_drops_items,
-    drops_items, reads_items, somebody_else_changes_items, reads_items, somebody_else_writes,
-    recalls_what_somebody_else_wrote, lists, forgets_by_id, forgets_by_condition, lists, exports_and_imports,
-    reads_items, counts_users, changes_keys, backs_up, verifies, erases, recalls, begins_anew, lists,
+    drops_items, reads_items, converses, asks, converses_on, is_answered, somebody_else_changes_items, reads_items,
+    somebody_else_writes, recalls_what_somebody_else_wrote, lists, forgets_by_id, forgets_by_condition, lists,
+    exports_and_imports, reads_items, counts_users, changes_keys, backs_up, verifies, erases, recalls, begins_anew,
+    lists,
 ]  # fmt: skip
