@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from contextlib import nullcontext
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import memlayer
 from memlayer import InvalidInputError, MemoryStore, NotFoundError
 from memlayer import export as exporting
+from memlayer.items import ItemKind
 from memlayer.sources import FAST_FOR_TESTS
 from tests.faults.mutants import Meddler, Mutant, mutants_of
 from tests.faults.workflow import USERS, World, open_store
@@ -119,6 +121,7 @@ class Tenants(RuleBasedStateMachine):
         Tenants.calls += 1
         self.store = open_store(Tenants.folder / f"{Tenants.calls}.db")
         self.texts: dict[str, dict[str, str]] = {name: {} for name in USERS}
+        self.items: dict[str, dict[str, bytes]] = {name: {} for name in USERS}
 
     def teardown(self) -> None:
         self.store.close()
@@ -192,11 +195,22 @@ class Tenants(RuleBasedStateMachine):
         for own_id in gone:
             del self.texts[name][own_id]
 
+    @rule(name=st.sampled_from(USERS), own=st.sampled_from(["a", "b", "c"]), content=st.none() | st.binary(max_size=9))
+    def change_items(self, name: str, own: str, content: bytes | None) -> None:
+        for items in (self.store.user(name).items(ItemKind.TOOL_FILE).change(), nullcontext(self.items[name])):
+            with items as there:
+                if content is None:
+                    there.pop(own, None)
+                else:
+                    there[own] = name.encode() + content
+        Tenants.calls += 1
+
     @rule(name=st.sampled_from(USERS))
     @precondition(lambda self: len(self.texts["alice"]) > 5 and len(self.texts["bob"]) > 5)
     def erase(self, name: str) -> None:
         assert self.store.user(name).erase().memories == len(self.texts[name])
         self.texts[name].clear()
+        self.items[name].clear()
 
     @rule()
     def reopen(self) -> None:
@@ -210,10 +224,11 @@ class Tenants(RuleBasedStateMachine):
             Tenants.calls += 1
             found = {turn.id: turn.text for turn in self.store.user(name).history(limit=10_000)}
             assert found == self.texts[name]
+            assert self.store.user(name).items(ItemKind.TOOL_FILE).read() == self.items[name]
 
 
 def test_two_tenants_at_random(tmp_path: Path) -> None:
-    """Over some thousand calls with each other's ids, cursors, sessions and words, each user sees their own only."""
+    """Over some thousand calls with each other's ids, cursors, sessions, words and names, each sees their own only."""
     Tenants.folder, Tenants.calls = tmp_path, 0
     run_state_machine_as_test(Tenants, settings=settings(max_examples=40, stateful_step_count=40))
     print(f"{Tenants.calls:,} calls")
