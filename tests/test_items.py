@@ -285,10 +285,10 @@ def test_what_items_take_in_ram_is_counted_without_a_rest(store):
 
 
 def test_threads_and_handles_lose_nothing(alice, opened, store):
-    """Four threads over two handles change items and remember at once: every change of every one is there."""
+    """Four threads of each of two handles change items and remember at once: every change of every one is there."""
     handles = [store, opened()]
-    rounds = 15
-    ready = threading.Barrier(4)
+    rounds = 10
+    ready = threading.Barrier(8)
 
     def work(number: int) -> None:
         user = handles[number % 2].user("alice")
@@ -303,16 +303,16 @@ def test_threads_and_handles_lose_nothing(alice, opened, store):
             assert f"{number} {step}" in items.read()
             user.capture(user.prepare([{"role": "user", "content": f"{number} asks {step}"}]), "an answer")
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    expected = {"count": str(4 * rounds).encode()}
-    expected |= {f"{number} {step}": b"x" for number in range(4) for step in range(rounds - 3, rounds)}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    expected = {"count": str(8 * rounds).encode()}
+    expected |= {f"{number} {step}": b"x" for number in range(8) for step in range(rounds - 3, rounds)}
     for handle in (*handles, opened()):
         user = handle.user("alice")
         assert user.items(ItemKind.TOOL_FILE).read() == expected
-        assert len(user.items(ItemKind.LEDGER).read()) == 4 * rounds
-        assert user.count() == 3 * 4 * rounds
-    assert store.verify().memories == 3 * 4 * rounds
+        assert len(user.items(ItemKind.LEDGER).read()) == 8 * rounds
+        assert user.count() == 3 * 8 * rounds
+    assert store.verify().memories == 3 * 8 * rounds
 
 
 # --- Erasing, moving, checking ---
