@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import json
 import pickle
 import sys
 import threading
@@ -23,10 +24,13 @@ from memlayer import (
     StoreClosedError,
     Turn,
     WrongKeyError,
+    wrap,
 )
 from memlayer.memory import UserMemory
 from memlayer.testing import HashingEmbedder
 from memlayer.wrapping import one_user
+from tests.adapters.loopback import Loopback
+from tests.adapters.wires import openai as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -536,3 +540,43 @@ def test_fifty_tasks_of_two_users_stay_apart(tmp_path):
             assert [await store.user(name).count() for name in words] == [75, 75]
 
     asyncio.run(run())
+
+
+def test_fifty_wrapped_clients_of_two_users_stay_apart(tmp_path):
+    """`wrap` takes an async user: 50 tasks at once, whole and streamed, and no request has a word of the other user."""
+    openai = pytest.importorskip("openai")
+    words = {"alice": "peanuts", "bob": "walnuts"}
+
+    async def one(store: AsyncMemoryStore, shared: Any, name: str, number: int) -> None:
+        client = wrap(shared, store.user(name), session=f"{name} {number}", recall_timeout=60)
+        text = f"{name}, {number}: what do I not eat?"
+        asked: Any = {"model": "m", "messages": [{"role": "user", "content": text}]}
+        if number % 4 < 2:
+            await client.chat.completions.create(**asked)
+            return
+        async with await client.chat.completions.create(**asked, stream=True) as events:
+            async for _ in events:
+                pass
+
+    async def run(url: str) -> None:
+        async with (
+            opened(tmp_path) as store,
+            openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as shared,
+        ):
+            for name, word in words.items():
+                await store.user(name).remember(f"I do not eat {word}")
+            await asyncio.gather(*(one(store, shared, ("alice", "bob")[number % 2], number) for number in range(50)))
+            for name in words:
+                memory = store.user(name)
+                assert await memory.count() == 1 + 2 * 25
+                assert memory.health.ok
+
+    with Loopback(wire.Chatbot("Noted.")) as server:
+        asyncio.run(run(server.url))
+    assert len(server.bodies) == 50
+    for body in server.bodies:
+        sent = json.dumps(body)
+        name, other = ("alice", "bob") if "alice, " in sent else ("bob", "alice")
+        assert sent.count(f"I do not eat {words[name]}") == 1
+        assert words[other] not in sent
+        assert other not in sent
