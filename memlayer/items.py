@@ -18,7 +18,7 @@ from memlayer.records import utf8
 from memlayer.vault import ItemChanges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from memlayer.resident import Resident
     from memlayer.rows import ItemRow
@@ -43,15 +43,16 @@ class ItemKind(IntEnum):
 class Items:
     """One user's items of one kind. Get them from `UserMemory.items`; shareable by threads."""
 
-    def __init__(self, kind: ItemKind, *, vault: Vault, resident: Resident) -> None:
+    def __init__(self, kind: ItemKind, *, vault: Vault, resident: Callable[[], Resident]) -> None:
         self._kind = kind
         self._vault = vault
         self._resident = resident
 
     def read(self) -> dict[str, bytes]:
         """All of them by name, as of now."""
-        with self._resident.reading():
-            return self._contents(self._resident.items)
+        resident = self._resident()
+        with resident.reading():
+            return self._contents(resident.items)
 
     @contextmanager
     def change(self) -> Iterator[dict[str, bytes]]:
@@ -61,8 +62,9 @@ class Items:
         Raises:
             LimitExceededError: an item is too large; nothing was written.
         """
-        with self._vault.write() as write, self._resident.writing(write) as (user, _):
-            there = self._resident.items
+        resident = self._resident()
+        with self._vault.write() as write, resident.writing(write) as (user, _):
+            there = resident.items
             before = self._contents(there)
             after = dict(before)
             yield after

@@ -295,7 +295,7 @@ class UserMemory(Recalling):
 
     def items(self, kind: ItemKind) -> Items:
         """This user's named things of one kind, which are no memories; for adapters that keep some."""
-        return Items(kind, vault=self._vault, resident=self._resident)
+        return Items(kind, vault=self._vault, resident=lambda: self._resident)
 
     @property
     def health(self) -> Health:

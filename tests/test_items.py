@@ -258,7 +258,6 @@ def test_items_go_with_their_user_from_ram_and_come_back(opened):
     assert store._parts.residents.nbytes < 500_000
 
 
-@pytest.mark.xfail(strict=True, reason="`UserMemory.items` hands out the place in RAM that the user has at the time")
 def test_items_that_somebody_keeps_count_in_the_budget(opened):
     """An adapter holds them for as long as it lives, and the user may have been evicted in between."""
     store = opened(cache_bytes=1)
