@@ -125,7 +125,14 @@ $(VENV)-%/.test-$(HERE): pyproject.toml tests/environments/%.in tests/environmen
 	@[ -x $(VENV)-$*/bin/python ] || $(BIN)/python -m venv --clear $(VENV)-$*
 	@$(VENV)-$*/bin/python $(PIP-SET) setuptools
 	@$(VENV)-$*/bin/python $(PIP-SET) --no-build-isolation -e . -r tests/environments/$*.in
+	@$(EXTRA-$*)
 	@touch $@
+
+# The public conformance runner of MCP, and the Node.js that it needs; where it cannot be had its tests skip by name.
+EXTRA-frameworks = npm install --no-audit --no-fund --loglevel=error --prefix $(VENV)-frameworks/conformance \
+    @modelcontextprotocol/conformance@0.1.16 node@22 >/dev/null 2>&1 || echo "no npm: the MCP conformance tests will skip"
+EXTRA-oldest = :
+EXTRA-proxy = :
 
 PIP-SET = -m pip install -qq --disable-pip-version-check -c tests/environments/$*.txt $(PIP_ARGS)
 
