@@ -7,7 +7,7 @@
 
 Every method here is made from the sync one and runs it in one of a few worker threads (`memlayer.workers`), with the
 caller's context variables. What was called runs to its end: a task that is cancelled while it waits stops waiting, and
-its write is on the disk a moment later, whole.
+its write is on the disk a moment later, whole; closing the store waits for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from memlayer.memory import UserMemory
 from memlayer.store import MemoryStore
-from memlayer.workers import submit
+from memlayer.workers import submit, submit_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from memlayer.embedders.protocol import EmbedderIdentity
-    from memlayer.health import Health
+    from memlayer.health import Breaker, Health
 
 __all__ = ["AsyncMemoryStore", "AsyncUserMemory", "Opening"]
 
@@ -39,10 +39,16 @@ Below = TypeVar("Below", covariant=True)
 
 
 class _Above(Generic[Below]):
-    """What has a sync object below it."""
+    """What has a sync object below it.
 
-    def __init__(self, sync: Below) -> None:
+    Args:
+        sync: that object.
+        owner: for whom its calls are made: what `MemoryStore.close` waits for.
+    """
+
+    def __init__(self, sync: Below, *, owner: Breaker) -> None:
         self._sync = sync
+        self._owner = owner
 
     @property
     def sync(self) -> Below:
@@ -50,14 +56,22 @@ class _Above(Generic[Below]):
         return self._sync
 
 
-def _awaited(call: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[_Above[S], P], Coroutine[Any, Any, R]]:
-    """The async method that runs a sync one in a worker: its signature, its types and its docstring are kept."""
+def _awaited(
+    call: Callable[Concatenate[S, P], R], *, owned: bool = True
+) -> Callable[Concatenate[_Above[S], P], Coroutine[Any, Any, R]]:
+    """The async method that runs a sync one in a worker: its signature, its types and its docstring are kept.
+
+    Args:
+        owned: closing the store waits for it. Not for the closing itself.
+    """
 
     @wraps(call, assigned=("__name__", "__doc__"))
     async def method(self: _Above[S], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        run = partial(call, self.sync, *args, **kwargs)
+        future = submit_for(self._owner, run) if owned else submit(run)
         # Shielded: a cancelled wait must not take a call back that is queued, for whoever waited could not tell whether
         # it was written.
-        return await asyncio.shield(asyncio.wrap_future(submit(call, self.sync, *args, **kwargs)))
+        return await asyncio.shield(asyncio.wrap_future(future))
 
     method.__qualname__ = f"Async{call.__qualname__}"  # "coroutine 'AsyncUserMemory.recall' was never awaited"
     return method
@@ -80,6 +94,9 @@ class AsyncUserMemory(_Above[UserMemory]):
 
     As `UserMemory`, but for `len`: `await memory.count()`.
     """
+
+    def __init__(self, sync: UserMemory) -> None:
+        super().__init__(sync, owner=sync.breaker)
 
     remember = _awaited(UserMemory.remember)
     remember_many = _awaited(UserMemory.remember_many)
@@ -111,6 +128,9 @@ class AsyncMemoryStore(_Above[MemoryStore]):
     It is an async context manager; `close` is what its end does.
     """
 
+    def __init__(self, sync: MemoryStore) -> None:
+        super().__init__(sync, owner=sync._breaker)
+
     open = staticmethod(_opens(MemoryStore.open))
 
     def user(self, user_id: str) -> AsyncUserMemory:
@@ -128,7 +148,7 @@ class AsyncMemoryStore(_Above[MemoryStore]):
     add_key = _awaited(MemoryStore.add_key)
     remove_key = _awaited(MemoryStore.remove_key)
     new_recovery_key = _awaited(MemoryStore.new_recovery_key)
-    close = _awaited(MemoryStore.close)
+    close = _awaited(MemoryStore.close, owned=False)
 
     @property
     def path(self) -> Path:

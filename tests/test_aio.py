@@ -445,6 +445,29 @@ def test_a_cancelled_write_that_waits_for_a_worker_is_written(tmp_path):
     asyncio.run(run())
 
 
+def test_closing_waits_for_what_was_cancelled(tmp_path):
+    """A write whose task was cancelled is on the disk once the store is closed: a server that stops loses nothing."""
+    embedder = Waiting()
+
+    async def run():
+        store = await opened(tmp_path, embedder)
+        embedder.may_end.clear()
+        tasks = [asyncio.create_task(store.user(f"user {number}").remember("fact")) for number in range(3)]
+        await asyncio.to_thread(embedder.begun.wait, 10)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        closing = asyncio.create_task(store.close())
+        await asyncio.wait([closing], timeout=0.5)
+        assert not closing.done()
+        embedder.may_end.set()
+        await closing
+        async with opened(tmp_path) as again:
+            assert await again.count_users() == 3
+
+    asyncio.run(run())
+
+
 def test_a_cancelled_opening_leaves_no_store_open(tmp_path, monkeypatch):
     """A store that nobody gets, because the task was cancelled while it was being opened, is closed again."""
     from memlayer import opening
