@@ -1,137 +1,190 @@
-"""LlamaIndex: a chat memory for its agents and chat engines, with what the user ever said behind their latest words.
+"""LlamaIndex: a chat memory for its agents and chat engines that knows what the user ever said.
 
-    memory = RememberingBuffer.over(store.user("alice"), session="s1")
+    memory = RememberingMemory.from_defaults(alice, session="s1")
     SimpleChatEngine.from_defaults(llm=llm, memory=memory)        # or: await agent.run("hi", memory=memory)
+    memory = RememberingMemory.from_defaults(alice, chat=Memory.from_defaults(memory_blocks=[...]))
 
-It is LlamaIndex's own `ChatMemoryBuffer`: what it keeps of the chat has no block in it, only what `get` gives for a
-call of the model has. Both sides are remembered when the reply is put, once a turn, also of a tool loop. One object is
-one chat.
+It stands around the memory that keeps the chat, LlamaIndex's buffer or another one. The blocks are in what it gives for
+a call of the model, never in what is kept. Both sides are remembered when the reply is put, once a turn, also of a tool
+loop. One object is one chat.
+
+Different here: an engine that asks for the chat before it adds the question (with a retriever, say) gets the block as a
+message of the user's of its own, right before the question. An agent with an `initial_state` writes that into the last
+text of the chat, so it needs `placement="system"`. A turn without a reply is remembered when the next one begins, or
+the chat is let go of. A chat that was read back from a saved context has no user, and raises.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memlayer.codec import Message, Piece
-from memlayer.errors import MissingExtraError
+from memlayer.adapters.llama_index_messages import CHAT, role_of, waits
+from memlayer.errors import InvalidInputError, MissingExtraError
 from memlayer.injector import Injector
 from memlayer.wrapping import one_user
 
 try:
-    from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ToolCallBlock
+    from llama_index.core.base.llms.types import ChatMessage, MessageRole
     from llama_index.core.bridge.pydantic import PrivateAttr
-    from llama_index.core.memory import ChatMemoryBuffer
+    from llama_index.core.memory import BaseMemory, ChatMemoryBuffer
 except ImportError as error:
     raise MissingExtraError('llama-index is missing: pip install "memlayer-sdk[llama-index]"') from error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from memlayer.aio import AsyncUserMemory
     from memlayer.injector import Call
     from memlayer.memory import UserMemory
 
-__all__ = ["ChatMessages", "RememberingBuffer"]
+__all__ = ["RememberingMemory"]
+
+TOKEN_LIMIT = 30_000
+"""How much of a chat LlamaIndex sends at most where its caller brings no memory; without the blocks."""
 
 
-class ChatMessages:
-    """The codec of a list of `ChatMessage`, and of the one that answers it."""
+class RememberingMemory(BaseMemory):
+    """LlamaIndex's memory of one chat, with one user's memory behind it. Get one from `from_defaults`."""
 
-    def messages(self, request: list[ChatMessage]) -> list[Message]:
-        return [Message(_ROLES.get(one.role, "tool"), one.content or "", place) for place, one in enumerate(request)]
-
-    def insert(self, request: list[ChatMessage], blocks: Mapping[int, str]) -> list[ChatMessage]:
-        messages = list(request)
-        for place, block in blocks.items():
-            own = messages[place]
-            messages[place] = own.model_copy(update={"blocks": [*own.blocks, TextBlock(text=block)]})
-        return messages
-
-    def instruct(self, request: list[ChatMessage], block: str) -> list[ChatMessage]:
-        if request and request[0].role == MessageRole.SYSTEM:
-            return self.insert(request, {0: block})
-        return [ChatMessage(role=MessageRole.SYSTEM, content=block), *request]
-
-    def is_stateful(self, request: list[ChatMessage]) -> bool:
-        return False
-
-    def reply(self, response: ChatMessage) -> Piece:
-        called = any(isinstance(block, ToolCallBlock) for block in response.blocks)
-        calls = called or bool(response.additional_kwargs.get("tool_calls"))
-        return Piece(text=response.content or "", calls=calls, ended=True)
-
-    def event(self, event: Any) -> Piece:
-        return Piece()
-
-
-_ROLES: Mapping[Any, Any] = {
-    MessageRole.USER: "user",
-    MessageRole.ASSISTANT: "assistant",
-    MessageRole.CHATBOT: "assistant",
-    MessageRole.MODEL: "assistant",
-    MessageRole.SYSTEM: "system",
-    MessageRole.DEVELOPER: "system",
-}
-
-
-class RememberingBuffer(ChatMemoryBuffer):
-    """LlamaIndex's buffer of one chat, with one user's memory behind it. Get one from `over`."""
-
-    _injector: Injector = PrivateAttr()
-    _under_way: Any = PrivateAttr(default=None)
+    _injector: Injector | None = PrivateAttr(default=None)
+    _chat: BaseMemory | None = PrivateAttr(default=None)
+    # The request of the turn that waits for its reply.
+    _call: Any = PrivateAttr(default=None)
 
     @classmethod
-    def over(
+    def from_defaults(
         cls,
-        memory: UserMemory | AsyncUserMemory,
+        memory: UserMemory | AsyncUserMemory | None = None,
         *,
+        chat: BaseMemory | None = None,
         session: str | None = None,
-        token_limit: int = 30_000,
         **options: Any,
-    ) -> RememberingBuffer:
-        """A new chat.
+    ) -> RememberingMemory:
+        """A chat.
 
         Args:
             memory: the user's.
+            chat: what keeps the chat; a new `ChatMemoryBuffer` where it is None.
             session: the conversation, or None.
-            token_limit: how much of the chat LlamaIndex sends at most, without the blocks.
             options: as `Injector` takes them.
 
         Raises:
             InvalidInputError: not the memory of one user.
         """
-        made = cls(token_limit=token_limit)
-        made._injector = Injector(one_user(memory), session=session, **options)
+        made = cls()
+        made._injector = Injector(one_user(memory), session=session, **options)  # type: ignore[arg-type]
+        made._chat = chat if chat is not None else ChatMemoryBuffer.from_defaults(token_limit=TOKEN_LIMIT)
         return made
 
-    def get(self, input: str | None = None, initial_token_count: int = 0, **kwargs: Any) -> list[ChatMessage]:
+    @classmethod
+    def class_name(cls) -> str:
+        return "RememberingMemory"
+
+    @property
+    def tokenizer_fn(self) -> Any:
+        """How the chat's own memory counts; chat engines look for it."""
+        return getattr(self._parts[1], "tokenizer_fn")  # noqa: B009  not every memory has one
+
+    def get(self, input: Any = None, **kwargs: Any) -> list[ChatMessage]:
         """What goes to the model: the chat, with memory in it."""
-        messages = super().get(input, initial_token_count=initial_token_count, **kwargs)
-        call: Call = self._injector.before(CHAT, messages)
-        self._under_way = call
-        found: list[ChatMessage] = call.request
-        return found
+        injector, chat = self._parts
+        request, question = _request(chat.get(input=input, **kwargs), input)
+        return self._given(injector.before(CHAT, request), question)
+
+    async def aget(self, input: Any = None, **kwargs: Any) -> list[ChatMessage]:
+        injector, chat = self._parts
+        request, question = _request(await chat.aget(input=input, **kwargs), input)
+        return self._given(await injector.abefore(CHAT, request), question)
+
+    def get_all(self, **kwargs: Any) -> list[ChatMessage]:
+        """What is kept of the chat."""
+        return self._parts[1].get_all(**kwargs)
+
+    async def aget_all(self, **kwargs: Any) -> list[ChatMessage]:
+        return await self._parts[1].aget_all(**kwargs)
 
     def put(self, message: ChatMessage) -> None:
         """Adds a message to the chat; a reply ends the turn, and both sides are remembered."""
-        super().put(message)
-        if (call := self._answered_by(message)) is not None:
-            call.after(message)
+        self.put_messages([message])
 
     async def aput(self, message: ChatMessage) -> None:
-        """As `put`, and never on the event loop."""
-        await super().aput(message)
-        if (call := self._answered_by(message)) is not None:
-            await call.aafter(message)
+        await self.aput_messages([message])
+
+    def put_messages(self, messages: list[ChatMessage]) -> None:
+        """Adds messages to the chat; the last one may be the reply."""
+        self._parts[1].put_messages(messages)
+        if messages and (call := self._answered_by(messages[-1])) is not None:
+            call.after(messages[-1])
+
+    async def aput_messages(self, messages: list[ChatMessage]) -> None:
+        await self._parts[1].aput_messages(messages)
+        if messages and (call := self._answered_by(messages[-1])) is not None:
+            await call.aafter(messages[-1])
+
+    def set(self, messages: list[ChatMessage]) -> None:
+        """Begins the chat anew with these messages."""
+        self._leave()
+        self._parts[1].set(messages)
+
+    async def aset(self, messages: list[ChatMessage]) -> None:
+        self._leave()
+        await self._parts[1].aset(messages)
+
+    def reset(self) -> None:
+        """Empties the chat; nothing that is remembered goes with it."""
+        self._leave()
+        self._parts[1].reset()
+
+    async def areset(self) -> None:
+        self._leave()
+        await self._parts[1].areset()
+
+    def __del__(self) -> None:
+        self._leave()
+
+    @property
+    def _parts(self) -> tuple[Injector, BaseMemory]:
+        if self._injector is None or self._chat is None:
+            raise InvalidInputError("this chat has no user's memory: get one from RememberingMemory.from_defaults")
+        return self._injector, self._chat
+
+    def _given(self, call: Call, question: ChatMessage | None) -> list[ChatMessage]:
+        messages: list[ChatMessage] = list(call.request)
+        if question is not None:
+            self._leave_unless(question)
+        if self._call is None and (question is not None or waits(messages)):
+            self._call = call
+        if question is None:
+            return messages
+        # The engine adds the question itself.
+        added = messages.pop().blocks[len(question.blocks) :]
+        return [*messages, ChatMessage(role=MessageRole.USER, blocks=added)] if added else messages
 
     def _answered_by(self, message: ChatMessage) -> Call | None:
-        """The call that this message is the reply to; None for anything that does not end a turn."""
-        said = CHAT.reply(message)
-        if message.role != MessageRole.ASSISTANT or said.calls or not said.text.strip():
+        """The request that this message is the reply to, if it is one."""
+        role = role_of(message)
+        if role == "user":
+            self._leave_unless(message)
+        if role != "assistant" or CHAT.reply(message).calls:
             return None
-        call: Call | None = self._under_way
-        self._under_way = None
+        call: Call | None = self._call
+        self._call = None
         return call
 
+    def _leave_unless(self, question: ChatMessage) -> None:
+        """Another question ends the turn; the same one again is the same turn."""
+        prepared = self._call.prepared if self._call is not None else None
+        if prepared is None or prepared.text.strip() != (question.content or "").strip():
+            self._leave()
 
-CHAT = ChatMessages()
+    def _leave(self) -> None:
+        """The turn gets no reply."""
+        call, self._call = self._call, None
+        if call is not None:
+            call.drop()
+
+
+def _request(messages: list[ChatMessage], input: Any) -> tuple[list[ChatMessage], ChatMessage | None]:
+    """The chat with its question, and that question where it is not in the chat yet."""
+    if not input or waits(messages):
+        return messages, None
+    question = input if isinstance(input, ChatMessage) else ChatMessage(role=MessageRole.USER, content=input)
+    return [*messages, question], question
