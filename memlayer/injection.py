@@ -246,7 +246,9 @@ def exchanged(
         entry = replace(entry, said=True)
     if reply is not None and reply.strip():
         metadata = None if complete else {"incomplete": True}
-        turns.append(Turn(text=reply, role="assistant", session=prepared.session, metadata=metadata))
+        # When it was said, and not when it was embedded and written: the next question may come in between.
+        at = datetime.now(UTC)
+        turns.append(Turn(text=reply, role="assistant", session=prepared.session, at=at, metadata=metadata))
         entry = None if entry is None else replace(entry, done=True)
     return turns, entry
 

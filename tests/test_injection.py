@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
@@ -247,6 +248,21 @@ def test_both_sides_are_remembered_with_their_roles_and_times(alice):
     assert (said.role, said.text, said.session, said.source) == ("user", "can I\neat peanuts?", "s", "user")
     assert (replied.role, replied.text, replied.session, replied.source) == ("assistant", "No.", "s", "assistant")
     assert said.at <= replied.at
+
+
+def test_a_reply_has_the_time_at_which_it_was_said(alice, embedder, monkeypatch):
+    """However long the embedding takes: what the user says meanwhile comes behind it."""
+    first = alice.prepare([user(QUESTION)], session="s")
+    later = []
+    embed = embedder.embed_documents
+
+    def slow(texts):
+        later.append(datetime.now(UTC))
+        return embed(texts)
+
+    monkeypatch.setattr(embedder, "embed_documents", slow)
+    said, replied = alice.capture(first, "No.")
+    assert said.at <= replied.at <= later[0]
 
 
 def test_a_reply_that_broke_off_is_marked(alice):
