@@ -23,7 +23,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memlayer.embedders
-from memlayer.embedders import Embedder, EmbedderIdentity, MiniLM, SplittingEmbedder, minilm, resolve, weights
+from memlayer.embedders import (
+    Embedder,
+    EmbedderIdentity,
+    MiniLM,
+    SplittingEmbedder,
+    minilm,
+    resolve,
+    splitting,
+    weights,
+)
 from memlayer.errors import EmbedderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 from memlayer.testing import HashingEmbedder
 
@@ -290,7 +299,7 @@ def test_splitting_the_largest_text_is_quick():
 def test_what_does_not_fit_is_halved(tokenizer):
     """The check behind the cut halves a part until it fits, and loses nothing."""
     text = "peanut allergy " * 600
-    parts = list(minilm._fit(text, tokenizer))
+    parts = list(splitting._fit(text, tokenizer, 254))
     assert "".join(parts) == text
     assert all(len(tokenizer.encode(part, add_special_tokens=False).ids) <= 254 for part in parts)
     assert all(len(one) + len(two) > 254 for one, two in pairwise(parts))

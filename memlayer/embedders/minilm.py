@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from memlayer.embedders import weights
+from memlayer.embedders.batching import by_length, padded
 from memlayer.embedders.protocol import EmbedderIdentity
+from memlayer.embedders.splitting import split
 from memlayer.errors import EmbedderError, InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -49,14 +51,8 @@ _IDENTITY: Final = EmbedderIdentity(
 # What the model was made to read at once (sentence_bert_config.json): [CLS], the text's pieces, [SEP].
 _MAX_PIECES: Final = 256
 _WINDOW: Final = _MAX_PIECES - 2
-# A part may be this much shorter than the window for the sake of a better place to cut.
-_SLACK: Final = _WINDOW // 4
 # 32 texts of 256 pieces take about 200 MB while they are computed (measured); larger batches are no faster on a CPU.
 _BATCH: Final = 32
-
-_STOPS: Final = frozenset(".!?…。！？")  # noqa: RUF001 - the full-width ones are meant
-_WIDE_STOPS: Final = frozenset("。！？")  # noqa: RUF001 - no space follows these
-_CLOSERS: Final = "\"'”’)]»」』）"  # noqa: RUF001 - likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +110,7 @@ class MiniLM:
             return [text]
         loaded = self._load([text])
         with _failures(texts=1):
-            return _split(text, loaded.tokenizer)
+            return split(text, loaded.tokenizer, window=_WINDOW)
 
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """`(n, 384)` float32, C-contiguous, one row of length 1 a text, in the order given.
@@ -134,10 +130,7 @@ class MiniLM:
         if not len(texts):
             return vectors
         loaded = self._load(texts)
-        # Texts of like length share a batch, so that little is computed for padding.
-        order = sorted(range(len(texts)), key=lambda number: len(texts[number]))
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
+        for batch in by_length(texts, size=_BATCH):
             vectors[batch] = _embed([texts[number] for number in batch], loaded)
         return vectors
 
@@ -206,67 +199,10 @@ def _embed(texts: Sequence[str], loaded: _Loaded) -> NDArray[np.float32]:
     import torch
 
     with _failures(texts=len(texts)):
-        pieces = [loaded.tokenizer.encode(text).ids for text in texts]
-        # As the model was trained to see a long text: its beginning, then [SEP].
-        pieces = [ids if len(ids) <= _MAX_PIECES else [*ids[: _MAX_PIECES - 1], ids[-1]] for ids in pieces]
-        input_ids = np.zeros((len(pieces), max(map(len, pieces))), dtype=np.int64)  # 0 is [PAD]
-        mask = np.zeros_like(input_ids)
-        for row, ids in enumerate(pieces):
-            input_ids[row, : len(ids)] = ids
-            mask[row, : len(ids)] = 1
+        input_ids, mask = padded(texts, loaded.tokenizer, longest=_MAX_PIECES)
         with torch.inference_mode():
             out = loaded.model({"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)})
         return np.ascontiguousarray(out["sentence_embedding"].numpy(), dtype=np.float32)
-
-
-def _split(text: str, tokenizer: Tokenizer) -> list[str]:
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    # As lists, once: each access of these properties builds them anew.
-    words, offsets = encoding.word_ids, encoding.offsets
-    parts = []
-    first = position = 0
-    while len(words) - first > _WINDOW:
-        first = _cut(text, words, offsets, first=first, last=first + _WINDOW)
-        end = offsets[first][0]
-        parts.append(text[position:end])
-        position = end
-    parts.append(text[position:])
-    return [fitting for part in parts for fitting in _fit(part, tokenizer)]
-
-
-def _cut(text: str, words: Sequence[int | None], offsets: Sequence[tuple[int, int]], *, first: int, last: int) -> int:
-    """The best piece to begin the next part with, after `first` and up to `last`."""
-    best, best_rank = last, 0
-    for piece in range(last, first, -1):
-        # Only between words, where the cut does not change how either side is tokenized. A word has at most 100
-        # pieces (longer ones are a single [UNK]), so every window has such a place.
-        if words[piece] != words[piece - 1]:
-            rank = _rank(text, offsets[piece - 1][1], offsets[piece][0])
-            if rank > best_rank:
-                best, best_rank = piece, rank
-        if best_rank == 3 or (best_rank and piece <= last - _SLACK):
-            break
-    return best
-
-
-def _rank(text: str, end: int, start: int) -> int:
-    """How good it is to cut between a word that ends at `end` and the next at `start`: 3 a sentence's or line's end,
-    2 white space, 1 any other place between words."""
-    gap = text[end:start]
-    stop = text[max(0, end - 3) : end].rstrip(_CLOSERS)[-1:]
-    if "\n" in gap or stop in _WIDE_STOPS or (gap and stop in _STOPS):
-        return 3
-    return 2 if gap else 1
-
-
-def _fit(part: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """The part, halved until it fits. A cut between words should leave nothing to do here; this is the check."""
-    if len(part) <= 1 or len(tokenizer.encode(part, add_special_tokens=False).ids) <= _WINDOW:
-        yield part
-    else:
-        middle = len(part) // 2
-        yield from _fit(part[:middle], tokenizer)
-        yield from _fit(part[middle:], tokenizer)
 
 
 @contextmanager
