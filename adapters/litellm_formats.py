@@ -108,9 +108,9 @@ class Responses:
         if kind in ("response.completed", "response.incomplete"):
             whole = self.reply(_get(event, "response"))  # Its text has been there before.
             return Piece(calls=whole.calls, refused=whole.refused, ended=True)
-        if kind in ("response.failed", "error", "response.refusal.delta", "response.refusal.done"):
+        if kind in ("response.refusal.delta", "response.refusal.done"):
             return Piece(refused=True)
-        return Piece()
+        return Piece(broken=kind in ("response.failed", "error"))
 
 
 class AnthropicMessages:
@@ -172,7 +172,7 @@ class AnthropicMessages:
             return Piece(calls=(event.get("content_block") or {}).get("type") == "tool_use")
         if kind == "message_delta":
             return Piece(refused=delta.get("stop_reason") == "refusal")
-        return Piece(refused=kind == "error", ended=kind == "message_stop")
+        return Piece(broken=kind == "error", ended=kind == "message_stop")
 
 
 def _gives_results(content: Any) -> bool:

@@ -97,8 +97,10 @@ class Responses:
         if kind in ("response.completed", "response.incomplete"):
             whole = self.reply(field(event, "response"))
             return Piece(calls=whole.calls, refused=whole.refused, ended=True)
-        if kind in ("response.refusal.delta", "response.refusal.done", "response.failed", "error"):
+        if kind in ("response.refusal.delta", "response.refusal.done"):
             return Piece(refused=True)
+        if kind in ("response.failed", "error"):
+            return Piece(broken=True)
         # What was said before a tool is called is not the reply, also where the stream breaks off after it.
         added = field(field(event, "item"), "type") if kind == "response.output_item.added" else None
         return Piece(calls=added in ("function_call", "custom_tool_call"))

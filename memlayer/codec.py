@@ -42,12 +42,14 @@ class Piece:
         calls: the model calls a tool, so the turn goes on with another request.
         refused: a refusal, or cut off by a content filter: nothing to remember.
         ended: the provider says that the reply is whole.
+        broken: the provider says that it failed in the middle of the reply.
     """
 
     text: str = ""
     calls: bool = False
     refused: bool = False
     ended: bool = False
+    broken: bool = False
 
 
 class Codec(Protocol):

@@ -135,6 +135,7 @@ class Database:
         # In one process, writers queue here, first come first served. SQLite's own waiting is a poll with back-off:
         # fair enough between a few processes, and wasteful between threads.
         self._writing = threading.Lock()
+        self._writer: int | None = None  # the thread that has it
         self._engine: Engine | None = _engine(path, mode=mode)
         self._gate = ForkGate()
         self._inherited = False
@@ -152,10 +153,21 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, committed at the end of the block and durable then; rolled back when it raises."""
-        with self._writing, self._transaction("BEGIN IMMEDIATE") as connection:
-            self._same_file()
-            yield connection
+        """One transaction, committed at the end of the block and durable then; rolled back when it raises.
+
+        Raises:
+            StoreBusyError: this thread is in the middle of another one, and would wait for itself.
+        """
+        if self._writer == threading.get_ident():
+            raise StoreBusyError("a write was begun inside of another write of this thread; end that one first")
+        with self._writing:
+            self._writer = threading.get_ident()
+            try:
+                with self._transaction("BEGIN IMMEDIATE") as connection:
+                    self._same_file()
+                    yield connection
+            finally:
+                self._writer = None
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Connection]:
@@ -269,6 +281,7 @@ class Database:
         does not have; and not at all where the fork did not wait for a call's end."""
         if in_child:
             self._writing = threading.Lock()
+            self._writer = None
             self._gate = ForkGate()
             if self._inherited and self._engine is not None:
                 self._engine.dispose(close=False)

@@ -7,9 +7,11 @@ Release It!, chapter 5). One breaker serves all handles of a store, in all of it
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,14 +110,16 @@ class Loading:
         self._load = load
         self._clock = clock
         self._lock = threading.Lock()
-        self._done = threading.Event()
+        # A future, because both a thread and an event loop can wait for one. Running, so that nobody can cancel it.
+        self._done: Future[None] = Future()
+        self._done.set_running_or_notify_cancel()
         self._until: float | None = None
         if load is None:
-            self._done.set()
+            self._done.set_result(None)
 
     def start(self) -> None:
         """Begins, unless it has begun."""
-        if self._until is not None or self._done.is_set():
+        if self._until is not None or self._done.done():
             return
         with self._lock:
             if self._until is None:
@@ -124,7 +128,7 @@ class Loading:
 
     def patience(self) -> float:
         """For how many seconds more a call may wait for it; 0 once it is loaded, or its time is over."""
-        if self._done.is_set():
+        if self._done.done():
             return 0.0
         self.start()
         return max(0.0, (self._until or 0.0) - self._clock())
@@ -132,11 +136,19 @@ class Loading:
     @property
     def is_done(self) -> bool:
         """Whether it has ended, well or not: whoever embeds then hears why."""
-        return self._done.is_set()
+        return self._done.done()
 
     def wait(self, seconds: float) -> bool:
         """Waits for its end; whether it has ended."""
-        return self._done.wait(seconds)
+        concurrent.futures.wait([self._done], timeout=seconds)
+        return self.is_done
+
+    async def await_(self, seconds: float) -> bool:
+        """As `wait`, on an event loop, and with no thread waiting."""
+        import asyncio  # Only whoever has a loop needs it.
+
+        await asyncio.wait([asyncio.wrap_future(self._done)], timeout=seconds)
+        return self.is_done
 
     def _run(self) -> None:
         try:
@@ -145,4 +157,4 @@ class Loading:
         except Exception as error:  # noqa: BLE001  whatever it is, the first embedding raises it where it can be told
             log.debug("the embedder could not be loaded ahead of time (%s)", type(error).__name__)
         finally:
-            self._done.set()
+            self._done.set_result(None)

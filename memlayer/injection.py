@@ -71,6 +71,8 @@ class Prepared:
     text: str = field(default="", repr=False)
     key: bytes | None = None
     entry: Entry | None = None
+    # How many writes the user had seen; fewer at `capture` mean that everything was erased in between.
+    generation: int = 0
     session: str | None = None
     captures: bool = True
 
@@ -128,7 +130,7 @@ class Preparation:
             # Somebody around us (a framework, a gateway) has put memory here already, and will take the reply.
             return self._untouched(request, captures=False)
         keys = ledger_keys(own, session=self.session)
-        entries, memories = self.ledger.look([keys[number] for number in asked])
+        entries, memories, generation = self.ledger.look([keys[number] for number in asked])
         carried = self._carried(own, asked[:-1], keys, entries, memories) if self._is_sticky(request) else {}
         if not own[last].text.strip():
             return self._untouched(self._inserted(request, own, carried))
@@ -149,6 +151,7 @@ class Preparation:
             text=own[last].text,
             key=key,
             entry=entry,
+            generation=generation,
             session=self.session,
         )
 
@@ -228,7 +231,7 @@ def _own(message: Message) -> Message:
 
 
 def exchanged(
-    prepared: Prepared, entry: Entry | None, reply: str | None, *, complete: bool
+    prepared: Prepared, entry: Entry | None, reply: str | None, *, complete: bool, at: datetime
 ) -> tuple[list[Turn], Entry | None]:
     """What is to be remembered of one exchange, and the entry as it is once that has been.
 
@@ -236,7 +239,9 @@ def exchanged(
         prepared: the request.
         entry: its entry in the ledger as it stands now; None where the user said nothing in it.
         reply: what the assistant said; None where that is nothing, or nothing to keep.
-        complete: whether the reply is whole.
+        complete: whether the reply is whole. Where it is not, the same request may be sent again, and its reply is then
+            remembered too.
+        at: when it was said.
     """
     if reply is not None and not isinstance(reply, str):
         raise InvalidInputError(f"a reply must be a str or None, not {type(reply).__name__}")
@@ -246,10 +251,8 @@ def exchanged(
         entry = replace(entry, said=True)
     if reply is not None and reply.strip():
         metadata = None if complete else {"incomplete": True}
-        # When it was said, and not when it was embedded and written: the next question may come in between.
-        at = datetime.now(UTC)
         turns.append(Turn(text=reply, role="assistant", session=prepared.session, at=at, metadata=metadata))
-        entry = None if entry is None else replace(entry, done=True)
+        entry = None if entry is None else replace(entry, done=entry.done or complete)
     return turns, entry
 
 

@@ -94,9 +94,13 @@ class Injector:
         if not self._may_try():
             return Call(self, codec, request, None)
         try:
-            self.memory.loading.wait(self.memory.loading.patience())
+            if patience := self.memory.loading.patience():
+                self.memory.loading.wait(patience)
             future = workers.submit(self.memory.prepare, request, codec=codec, **self._options)
-            prepared = future.result(self._recall_timeout)
+            try:
+                prepared = future.result(self._recall_timeout)
+            finally:
+                future.cancel()  # What nobody waits for any more need not begin.
         except Exception as error:  # noqa: BLE001  memory never breaks the chat, whatever an embedder or a codec raises
             return self._without(codec, request, error)
         return self._with(codec, prepared)
@@ -107,7 +111,7 @@ class Injector:
             return Call(self, codec, request, None)
         try:
             if patience := self.memory.loading.patience():
-                await asyncio.wrap_future(workers.submit(self.memory.loading.wait, patience))
+                await self.memory.loading.await_(patience)
             future = workers.submit(self.memory.prepare, request, codec=codec, **self._options)
             prepared = await asyncio.wait_for(asyncio.wrap_future(future), self._recall_timeout)
         except Exception as error:  # noqa: BLE001  as above
@@ -189,7 +193,7 @@ class Call:
         self._injector = injector
         self._codec = codec
         self._texts: list[str] = []
-        self._calls = self._refused = self._ended = self._captured = False
+        self._calls = self._refused = self._ended = self._broken = self._captured = False
         self.under_way = False
         self._token: Token[Call | None] | None = None
 
@@ -274,6 +278,7 @@ class Call:
         self._calls |= piece.calls
         self._refused |= piece.refused
         self._ended |= piece.ended
+        self._broken |= piece.broken
 
     def _outcome(self, *, broken: bool) -> tuple[Prepared, str | None, bool] | None:
         if self.prepared is None or self._captured:
@@ -281,7 +286,7 @@ class Call:
         self._captured = True
         text = self.text
         says = bool(text.strip()) and not self._calls and not self._refused
-        return self.prepared, text if says else None, not broken or self._ended
+        return self.prepared, text if says else None, self._ended or not (broken or self._broken)
 
 
 _END = object()

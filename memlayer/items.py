@@ -43,10 +43,13 @@ class ItemKind(IntEnum):
 class Items:
     """One user's items of one kind. Get them from `UserMemory.items`; shareable by threads."""
 
-    def __init__(self, kind: ItemKind, *, vault: Vault, resident: Callable[[], Resident]) -> None:
+    def __init__(
+        self, kind: ItemKind, *, vault: Vault, resident: Callable[[], Resident], scrub: Callable[[], object]
+    ) -> None:
         self._kind = kind
         self._vault = vault
         self._resident = resident
+        self._scrub = scrub
 
     def read(self) -> dict[str, bytes]:
         """All of them by name, as of now."""
@@ -57,10 +60,12 @@ class Items:
     @contextmanager
     def change(self) -> Iterator[dict[str, bytes]]:
         """All of them by name, to be changed in place: what the block leaves there is written when it ends, in one
-        transaction, and nothing is when it raises. No other write to the store happens meanwhile: be quick.
+        transaction, and nothing is when it raises. No other write to the store happens meanwhile: be quick. The sealed
+        bytes of what the block removes or replaces are overwritten, as `forget` does it.
 
         Raises:
             LimitExceededError: an item is too large; nothing was written.
+            StoreBusyError: the block writes to the store by another way, and would wait for itself.
         """
         resident = self._resident()
         with self._vault.write() as write, resident.writing(write) as (user, _):
@@ -71,6 +76,8 @@ class Items:
             changes = self._changes(user, there, before=before, after=after)
             if changes.put or changes.drop:
                 self._vault.change(write, user, items=changes)
+        if changes.replaced or changes.drop:
+            self._scrub()
 
     def _contents(self, items: Mapping[tuple[int, bytes], OpenedItem]) -> dict[str, bytes]:
         return dict(named(item) for (kind, _), item in items.items() if kind == self._kind)

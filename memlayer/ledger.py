@@ -140,9 +140,9 @@ class Ledger:
         self._resident = resident
         self._pending = pending
 
-    def look(self, keys: Sequence[bytes]) -> tuple[dict[bytes, Entry], dict[bytes, Memory]]:
-        """The entries behind these messages, and the memories in them that still are there and have not expired, by
-        their 16 bytes."""
+    def look(self, keys: Sequence[bytes]) -> tuple[dict[bytes, Entry], dict[bytes, Memory], int]:
+        """The entries behind these messages; the memories in them that still are there and have not expired, by their
+        16 bytes; and the user's generation."""
         entries: dict[bytes, Entry] = {}
         memories: dict[bytes, Memory] = {}
         now = datetime.now(UTC)
@@ -156,7 +156,8 @@ class Ledger:
                     memory = None if index is None else index.get(memory_id)
                     if memory is not None and (memory.expires is None or memory.expires > now):
                         memories[memory_id] = memory
-        return entries, memories
+            generation = 0 if user is None else user.manifest.generation
+        return entries, memories, generation
 
     def open(self, key: bytes, entry: Entry, memories: Iterable[Memory]) -> Entry:
         """Notes an entry for a message, with these memories in its block; where somebody was quicker, theirs."""
@@ -164,13 +165,13 @@ class Ledger:
             ids = found_ids([memory.id for memory in memories], user=user, index=index)
         return self._pending.add(self._user_id, key, Entry(ids, entry.turn, entry.at))
 
-    def current(self, key: bytes, entry: Entry) -> Entry:
-        """The entry as it stands in the store, if it is still about the same turn; else this one.
+    def current(self, user: UnlockedUser | None, key: bytes, entry: Entry) -> Entry:
+        """The entry as it stands in the store, if it is still about the same turn; else this one. Inside of the
+        resident's `reading` or `writing`.
 
         Another turn that has no reply yet is taken for the same one: two processes were asked it at once.
         """
-        with self._resident.reading() as (user, _):
-            sealed = self._sealed(key, user)
+        sealed = self._sealed(key, user)
         if sealed is None or entry.said:
             return entry
         return sealed if sealed.turn == entry.turn or not sealed.done else entry

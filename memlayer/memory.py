@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from memlayer.batch import Batch, elements
+from memlayer.capturing import Capture
 from memlayer.codec import MESSAGES
 from memlayer.embedding import embed_texts
 from memlayer.errors import InvalidInputError
 from memlayer.export import open_export, write_export
 from memlayer.filters import Condition
 from memlayer.importing import Import
-from memlayer.injection import Preparation, exchanged
+from memlayer.injection import Preparation
 from memlayer.items import Items
 from memlayer.ledger import Ledger
 from memlayer.recalling import MAX_K, Recalling, counted, not_found, scored
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from memlayer.health import Health
     from memlayer.injection import Placement, Prepared
     from memlayer.items import ItemKind
-    from memlayer.ledger import Entry
     from memlayer.records import JsonObject, Role, Source
     from memlayer.reports import ImportReport
 
@@ -189,8 +189,8 @@ class UserMemory(Recalling):
                 memory_ids = [] if index is None else index.matching(condition)
             if memory_ids:
                 self._vault.change(write, user, delete=memory_ids, were=elements(index, memory_ids))
-        if memory_ids and not self._database.checkpoint():
-            log.warning(_STILL_THERE)
+        if memory_ids:
+            self._scrub()
         return len(memory_ids)
 
     def erase(self) -> ErasureReceipt:
@@ -282,20 +282,21 @@ class UserMemory(Recalling):
         """
         if prepared.owner != self._user_id:
             raise InvalidInputError("this was prepared for another user; nothing was remembered")
-        key, ledger = prepared.key, self._ledger
-        entry = None if key is None or prepared.entry is None else ledger.current(key, prepared.entry)
-        turns, answered = exchanged(prepared, entry, reply, complete=complete)
-        if not turns:
-            return []
-        if key is None or answered is None:
-            return self.remember_many(turns)
-        memories = self._write(Batch(turns, vault=self._vault, replace=False), entry=(key, answered))
-        ledger.written(key)
-        return memories
+        resident = self._resident
+        ledger = Ledger(self._user_id, vault=self._vault, resident=resident, pending=self._pending)
+        return Capture(
+            prepared,
+            reply,
+            complete=complete,
+            ledger=ledger,
+            vault=self._vault,
+            resident=resident,
+            embedder=self._embedder,
+        ).run()
 
     def items(self, kind: ItemKind) -> Items:
         """This user's named things of one kind, which are no memories; for adapters that keep some."""
-        return Items(kind, vault=self._vault, resident=lambda: self._resident)
+        return Items(kind, vault=self._vault, resident=lambda: self._resident, scrub=self._scrub)
 
     @property
     def health(self) -> Health:
@@ -330,18 +331,21 @@ class UserMemory(Recalling):
 
     # ---------------------------------------------------------------- inside
 
-    def _write(self, batch: Batch, *, progress: bool = False, entry: tuple[bytes, Entry] | None = None) -> list[Memory]:
+    def _scrub(self) -> None:
+        """After a deletion: has it reach the file, and empties the log, which holds what was there before."""
+        if not self._database.checkpoint():
+            log.warning(_STILL_THERE)
+
+    def _write(self, batch: Batch, *, progress: bool) -> list[Memory]:
         # One place in RAM for all of it: asked for again, it could be another, of a user who was evicted in between.
         resident = self._resident
-        ledger = Ledger(self._user_id, vault=self._vault, resident=resident, pending=self._pending)
         while True:
             with resident.reading() as (known, index):
                 due = batch.due(known, index)
             batch.embed(self._embedder, due, progress=progress)
             with self._vault.write() as write, resident.writing(write) as (user, index):
                 if batch.is_embedded(batch.due(user, index)):
-                    items = None if entry is None else ledger.changes(user, *entry)
-                    return batch.write(write, user, index, items=items)
+                    return batch.write(write, user, index)
             # Another process forgot one of them in between: that one is to be embedded after all.
 
     @property

@@ -18,6 +18,7 @@ from memlayer import (
     MemoryStore,
     ReadOnlyStoreError,
     RollbackDetectedError,
+    StoreBusyError,
     StoreDamagedError,
 )
 from memlayer import export as exporting
@@ -127,6 +128,35 @@ def test_what_the_block_leaves_is_written(files, opened):
     assert files.read() == files_of(opened()).read() == expected
     files.read()["later"] = b"nobody sees it"
     assert files.read() == expected
+
+
+@pytest.mark.parametrize("write", ["remember", "change"])
+def test_a_write_inside_of_a_change_is_refused(write, alice, files):
+    """It would wait for itself; nothing of it is written, and the next write works."""
+    entries = alice.items(ItemKind.FRAMEWORK)
+    inner = {"remember": lambda: alice.remember("peanuts"), "change": lambda: fill(entries, {"a": b"1"})}
+    with contextlib.suppress(Undo), files.change() as there:
+        there["new"] = b"1"
+        with pytest.raises(StoreBusyError):
+            inner[write]()
+        raise Undo
+    assert (files.read(), alice.count()) == ({}, 0)
+    alice.remember("peanuts")
+    fill(files)
+
+
+@pytest.mark.parametrize("how", ["dropped", "replaced"])
+def test_what_was_removed_is_not_in_the_log_either(how, files, tmp_path):
+    """As after `forget`: what the change overwrites in the file does not stay in the write-ahead log."""
+    fill(files)
+    with files.change() as there:
+        name = next(iter(there))
+        if how == "dropped":
+            del there[name]
+        else:
+            there[name] = b"another"
+    [log] = tmp_path.rglob("*-wal")
+    assert log.stat().st_size == 0
 
 
 def test_a_block_that_raises_changes_nothing(files, opened):

@@ -413,20 +413,66 @@ def test_a_retry_that_comes_in_after_the_answer_brings_nothing_back(late, nuts):
     assert said(nuts) == []
 
 
-def test_a_late_capture_without_a_reply_does_not_reopen_an_answered_turn(nuts, embedder, monkeypatch):
+@pytest.fixture
+def meanwhile(embedder, monkeypatch):
+    """Has something happen between the moment at which a capture looks what there is, and its transaction."""
+
+    def arrange(happen):
+        embed = embedder.embed_documents
+
+        def embed_later(texts):
+            monkeypatch.undo()
+            happen()
+            return embed(texts)
+
+        monkeypatch.setattr(embedder, "embed_documents", embed_later)
+
+    return arrange
+
+
+def test_a_late_capture_without_a_reply_does_not_reopen_an_answered_turn(nuts, embedder, meanwhile):
     """Two threads capture one turn, with and without its reply, and the one without writes last: it stays answered."""
     prepared = nuts.prepare([user(QUESTION)])
-    # Both have seen that nothing was said yet.
-    with monkeypatch.context() as stale:
-        stale.setattr(ledger.Ledger, "current", lambda self, key, entry: entry)
-        nuts.capture(prepared, "Walnuts.")
-        nuts.capture(prepared, None)
+    meanwhile(lambda: nuts.capture(prepared, "Walnuts."))
+    nuts.capture(prepared, None)
     assert said(nuts) == [QUESTION]
     [entry] = entries(nuts).values()
     assert entry.done
     asked = embedder.query_calls
     nuts.prepare([user(QUESTION)])
     assert embedder.query_calls == asked + 1
+
+
+def test_two_processes_that_capture_one_turn_at_once_remember_it_once(nuts, others, meanwhile):
+    """Also where neither knew of the other's when it looked; each reply is remembered."""
+    first, second = nuts.prepare([user(QUESTION)]), others.prepare([user(QUESTION)])
+    assert first.entry.turn != second.entry.turn
+    meanwhile(lambda: others.capture(second, None))
+    nuts.capture(first, "Walnuts.")
+    assert (said(nuts), said(nuts, "assistant")) == ([QUESTION], ["Walnuts."])
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_an_answer_that_was_under_way_while_the_user_was_erased_is_not_remembered(when, nuts, others, meanwhile):
+    """By this process or another: what was said before the erasure does not begin a new user."""
+    prepared = nuts.prepare([user("Please forget me")])
+    if when == "before":
+        others.erase()
+    else:
+        meanwhile(others.erase)
+    assert nuts.capture(prepared, "Done.") == []
+    assert nuts.count() == 0
+    nuts.capture(nuts.prepare([user("Hello")]), "Hi.")
+    assert said(nuts) == ["Hello"]
+
+
+def test_a_reply_that_broke_off_does_not_answer_its_turn(nuts):
+    """The same request sent again is the same turn, and its whole reply is remembered too."""
+    broken = nuts.prepare([user(QUESTION)])
+    nuts.capture(broken, "Wal", complete=False)
+    again = nuts.prepare([user(QUESTION)])
+    nuts.capture(again, "Walnuts.")
+    assert (said(nuts), said(nuts, "assistant")) == ([QUESTION], ["Wal", "Walnuts."])
 
 
 def test_what_was_answered_and_is_asked_again_is_a_new_turn(nuts, others, embedder):
