@@ -2,7 +2,8 @@
 #
 #   PYTHON=/path/to/python3    makes the environment (only when it is made: `make clean` first to change it)
 #   PIP_ARGS='...'             options for pip, such as another index
-#   PYTEST_ARGS='...'          options for pytest, such as -n 2, -x or -k name
+#   JOBS=2                     so many tests at a time, in each environment
+#   PYTEST_ARGS='...'          options for pytest in .venv, such as -x or -k name
 #
 # POSIX sh and GNU make 3.81 or newer.
 
@@ -10,7 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
 PIP_ARGS ?=
+JOBS ?=
 PYTEST_ARGS ?=
+JOBS_ARGS = $(if $(JOBS),-n $(JOBS))
 
 # A stamp says that an environment is complete. Its name holds the project's path, because an editable install does:
 # in a folder that was moved or copied with its environment, the stamp is missing and the install is made anew.
@@ -42,17 +45,17 @@ demo: $(DEMO)  ## a chatbot that remembers, from an encrypted file, with no netw
 	@$(BIN)/memlayer demo
 
 # The environments of the adapters first: what a person wants to see last is the result of the large one.
-test: test-adapters test-core  ## all tests, in all environments (PYTEST_ARGS='-n 2' on both cores)
+test: test-adapters test-core  ## all tests, in all environments (JOBS=2 on two cores)
 
 test-core: $(TEST)  ## the tests that run in .venv
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(JOBS_ARGS) $(PYTEST_ARGS)
 
 test-adapters: $(SETS:%=test-%)  ## the adapters' tests with the oldest SDKs, with the frameworks, with LiteLLM's gateway
 
 # A static pattern: make looks for no implicit rule for what is phony.
 $(SETS:%=test-%): test-%: $(VENV)-%/.test-$(HERE)
 	@echo "tests in $(VENV)-$*"
-	@$(VENV)-$*/bin/python -m pytest -q $(ARGS-$*) $(TESTS-$*)
+	@$(VENV)-$*/bin/python -m pytest -q $(JOBS_ARGS) $(ARGS-$*) $(TESTS-$*)
 
 lint: $(TEST)  ## ruff: rules and format
 	@$(BIN)/python -m ruff check .
@@ -73,7 +76,7 @@ cov: .coverage  ## coverage by branch; fails where what seals and what speaks SQ
 	@$(BIN)/python -m coverage report --no-skip-covered --fail-under=100 --include="$$(echo $(GATED) | tr ' ' ,)"
 
 .coverage: $(SOURCES) pyproject.toml $(TEST)
-	@$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS) || { rm -f $@; exit 1; }
+	@$(BIN)/python -m pytest --cov --cov-report= $(JOBS_ARGS) $(PYTEST_ARGS) || { rm -f $@; exit 1; }
 
 bench: $(TEST)  ## what a wrapped call costs beyond the provider's answer
 	@$(BIN)/python benchmarks/overhead.py

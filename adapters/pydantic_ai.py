@@ -10,7 +10,8 @@ run are remembered, once each; an answer that a validator sent back is not.
 Different here: an agent with an `output_type` that is no str answers by calling a tool, which is no text to remember.
 `placement="system"` is among the instructions; so is the block while OpenAI keeps the conversation
 (`openai_previous_response_id`, `openai_conversation_id`), and what xAI keeps gets none. A run that is cancelled keeps
-the user's turn, and so does a stream that breaks off or is left.
+the user's turn, and so does a stream that breaks off or is left; what the program raises inside of `run_stream` counts
+as a refusal of the answer, also where that had come in whole.
 """
 
 from __future__ import annotations

@@ -737,7 +737,12 @@ def test_the_command_over_http(tmp_path, number, code):
     file = written(tmp_path / "tokens.json", json.dumps({ALICE: "alice", hashed: "bob"}))
     options = ["--transport", "http", "--port", "0", "--tokens", str(file)]
     running = subprocess.Popen(
-        [*COMMAND, "mcp", *where, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "mcp", *where, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell has what it starts in the background ignore SIGINT, and so would this test's children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert running.stderr is not None
