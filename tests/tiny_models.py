@@ -151,7 +151,9 @@ def transformers_folder(folder: Path, kind: str, *, seed: int = 0) -> Path:
         )
     elif kind == "albert":
         tokenizer = unigram_tokenizer()
-        model = transformers.AlbertModel(transformers.AlbertConfig(vocab_size=len(tokenizer), embedding_size=16, **small))
+        model = transformers.AlbertModel(
+            transformers.AlbertConfig(vocab_size=len(tokenizer), embedding_size=16, **small)
+        )
     elif kind in ("mistral", "writer"):
         tokenizer = mistral_tokenizer()
         config = transformers.MistralConfig(

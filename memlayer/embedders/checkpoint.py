@@ -272,7 +272,9 @@ def _module(folder: Path, entry: Mapping[str, Any], model: str) -> Module:
     files = ["config.json"]
     if kind in TRANSFORMER:
         files = sorted(each.name for each in (folder / path).glob("sentence_*_config.json"))
-    config = next((_json(folder / path / each) for each in files if (folder / path / each).is_file()), {})
+    config: Mapping[str, Any] = next(
+        (_json(folder / path / each) for each in files if (folder / path / each).is_file()), {}
+    )
     return Module(kind, path, config)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Embedder", "EmbedderIdentity", "SplittingEmbedder"]
+__all__ = ["Embedder", "EmbedderIdentity", "ImageEmbedder", "SplittingEmbedder"]
 
 
 class EmbedderIdentity(BaseModel):
@@ -79,4 +79,19 @@ class SplittingEmbedder(Embedder, Protocol):
 
     def split(self, text: str) -> list[str]:
         """The text in order, in parts that the model reads whole; `[text]` where it fits."""
+        ...
+
+
+@runtime_checkable
+class ImageEmbedder(Embedder, Protocol):
+    """An embedder that may put pictures into the space of its texts, so that a question finds a picture.
+
+    Whether it does is known without loading weights: one class may serve models that do and models that do not.
+    """
+
+    @property
+    def reads_images(self) -> bool: ...
+
+    def embed_images(self, images: Sequence[bytes]) -> NDArray[np.float32]:
+        """`(n, dimensions)` float32, one row an image file, in the order given; only where `reads_images`."""
         ...

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from memlayer.embedders.minilm import MiniLM
 from memlayer.embedders.protocol import EmbedderIdentity
+from memlayer.embedders.sentence_transformers import SentenceTransformerEmbedder
 from memlayer.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -13,29 +16,34 @@ if TYPE_CHECKING:
 
 __all__ = ["resolve"]
 
-_NAMES = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
-_ATTRIBUTES = ("identity", "embed_documents", "embed_query")
+_MINILM: Final = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
+_ATTRIBUTES: Final = ("identity", "embed_documents", "embed_query")
+_LITELLM: Final = "litellm/"
 
 
-def resolve(embedder: str | Embedder | None) -> Embedder:
+def resolve(embedder: str | Path | Embedder | None) -> Embedder:
     """The embedder that is meant; nothing is loaded.
 
     Args:
-        embedder: None or a name of all-MiniLM-L6-v2 for that model on this machine, or an object with the `Embedder`
-            protocol, which is returned as it is.
+        embedder: one of
+            None, or a name of all-MiniLM-L6-v2: that model on this machine
+            "onnx": the same model without torch
+            "static": static vectors, distilled from that model
+            "litellm/<provider>/<model>": a provider's model
+            any other name: a model of sentence-transformers at the hub
+            a folder: a model of sentence-transformers, or of static vectors (model2vec)
+            an object with the `Embedder` protocol: that object
 
     Raises:
-        InvalidInputError: a name that this version does not know, or an object that is no embedder.
+        InvalidInputError: neither a name nor a folder, or an object that is no embedder.
+        EmbedderError: a folder with a model that memlayer does not load, and why.
     """
     if embedder is None:
         return MiniLM()
     if isinstance(embedder, str):
-        if embedder in _NAMES:
-            return MiniLM()
-        raise InvalidInputError(
-            f"no embedder is called {embedder!r}; this version knows {' and '.join(map(repr, _NAMES))}, and takes any "
-            "object with the Embedder protocol (more names come in a later release)"
-        )
+        return _named(embedder)
+    if isinstance(embedder, Path):
+        return _local(embedder)
     if isinstance(embedder, type):
         raise InvalidInputError(f"embedder is the class {embedder.__name__}; pass an object of it")
     # Spelled out in place of isinstance(embedder, Embedder), which cannot say what is missing.
@@ -48,3 +56,46 @@ def resolve(embedder: str | Embedder | None) -> Embedder:
             f"not {type(embedder.identity).__name__}"
         )
     return embedder
+
+
+def _named(name: str) -> Embedder:
+    if name in _MINILM:
+        return MiniLM()
+    if name == "onnx":
+        from memlayer.embedders.onnx import OnnxMiniLM
+
+        return OnnxMiniLM()
+    if name == "static":
+        from memlayer.embedders.static import StaticEmbedder
+
+        return StaticEmbedder()
+    if name == _LITELLM.rstrip("/") or name.startswith(_LITELLM):
+        model = name.removeprefix(_LITELLM)
+        if "/" not in model or not all(model.split("/", 1)):
+            raise InvalidInputError(
+                f'{name!r} names no provider and model; write "litellm/<provider>/<model>", such as '
+                '"litellm/openai/text-embedding-3-small"'
+            )
+        from memlayer.embedders.litellm import LiteLLMEmbedder
+
+        return LiteLLMEmbedder(model)
+    if not name.strip():
+        raise InvalidInputError("embedder is an empty name; leave it out for all-MiniLM-L6-v2 on this machine")
+    return _local(name)
+
+
+def _local(model: str | Path) -> Embedder:
+    if _is_static(Path(model).expanduser()):
+        from memlayer.embedders.static import StaticEmbedder
+
+        return StaticEmbedder(folder=model)
+    return SentenceTransformerEmbedder(model)
+
+
+def _is_static(folder: Path) -> bool:
+    """Whether the folder holds static vectors, as model2vec saves them."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "model2vec"

@@ -15,60 +15,35 @@ texts runs in one thread at a time, and its forward pass in all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from memlayer.embedders import weights
-from memlayer.embedders.batching import by_length
-from memlayer.embedders.checkpoint import TRANSFORMER, Checkpoint, read, remote_code
+from memlayer.embedders.checkpoint import Checkpoint, read, remote_code
 from memlayer.embedders.hub import find, folder_of, name_in_cache
-from memlayer.embedders.images import decode, require
-from memlayer.embedders.loading import borrowing, failures, once, quiet
+from memlayer.embedders.images import decode
+from memlayer.embedders.loaded_model import load
+from memlayer.embedders.loading import failures, once
 from memlayer.embedders.prompts import Prompts, configured, published
 from memlayer.embedders.protocol import EmbedderIdentity
 from memlayer.embedders.splitting import split
-from memlayer.embedders.tokens import Tokens, take_over
-from memlayer.errors import EmbedderError, InvalidInputError, MissingExtraError
+from memlayer.errors import EmbedderError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
-    from sentence_transformers import SentenceTransformer
-    from tokenizers import Encoding
+
+    from memlayer.embedders.loaded_model import LoadedModel, Role
 
 __all__ = ["Pooling", "SentenceTransformerEmbedder"]
 
 Pooling = Literal["mean", "cls", "lasttoken"]
 _POOLINGS: Final = ("mean", "cls", "lasttoken")
-_Role = Literal["document", "query"]
-
-# What a batch may have in pieces, padding included: 32 texts of 256, about 200 MB while MiniLM computes them.
-_PIECES: Final = 8192
-
-# Their positions begin behind the padding's, so that many of the embeddings are never used.
-_OFFSET_POSITIONS: Final = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
-
+# By the state of the files: what was hashed once is not hashed again in this process.
 _digests: Final[dict[object, dict[str, str]]] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A model in memory.
-
-    Attributes:
-        model: of sentence-transformers, in evaluation mode.
-        tokens: memlayer's own copy of its tokenizer; None where there is none to copy.
-        prepares: whether texts have to go through the model's own preparation.
-        excludes_prompt: whether its pooling leaves the prompt's pieces out.
-    """
-
-    model: SentenceTransformer
-    tokens: Tokens | None
-    prepares: bool
-    excludes_prompt: bool
 
 
 class SentenceTransformerEmbedder:
@@ -172,9 +147,11 @@ class SentenceTransformerEmbedder:
         _check(text)
         loaded = self._load()
         with failures(self._model, texts=1):
-            window = self._window(loaded)
+            window = loaded.window(self.identity.document_role)
             if window is None or loaded.tokens is None:
                 return [text]
+            if window < 1:
+                raise EmbedderError(f"the document prompt of {self._model} leaves no room for a text")
             # A piece is a character at least; one more may be what a tokenizer puts before the first word.
             if len(text) < window and text.isascii():
                 return [text]
@@ -218,9 +195,7 @@ class SentenceTransformerEmbedder:
         for start in range(0, len(images), self._batch):
             some = [decode(image, number=start + number) for number, image in enumerate(images[start:][: self._batch])]
             with failures(self._model, texts=len(some)):
-                with borrowing():
-                    features = loaded.model.preprocess(some)
-                vectors[start : start + len(some)] = self._forward(loaded, features)
+                vectors[start : start + len(some)] = self._unit(loaded.look(some))
         return vectors
 
     # The files
@@ -254,8 +229,6 @@ class SentenceTransformerEmbedder:
 
     def _weights(self, checkpoint: Checkpoint) -> tuple[str, str]:
         """The model's name and digest: the very files of all-MiniLM-L6-v2 have the identity of `MiniLM`."""
-        import hashlib
-
         state = checkpoint.state()
         if state not in _digests:
             _digests[state] = checkpoint.digests()
@@ -274,58 +247,24 @@ class SentenceTransformerEmbedder:
 
     # The model
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> LoadedModel:
         checkpoint, dimensions = self._files(), self.identity.dimensions
         key = ("sentence-transformers", checkpoint.folder, self._pooling, self._device)
         return once(key, lambda: self._loaded(checkpoint, dimensions))
 
-    def _loaded(self, checkpoint: Checkpoint, dimensions: int) -> _Loaded:
+    def _loaded(self, checkpoint: Checkpoint, dimensions: int) -> LoadedModel:
         if checkpoint.state() not in _digests:
             raise EmbedderError(
                 f"the files of {self._model} were changed after its identity was declared; start anew with them",
                 model=self._model,
             )
-        model = _load(checkpoint, pooling=self._pooling, device=self._device)
-        length = model.get_embedding_dimension()
+        loaded = load(checkpoint, pooling=self._pooling, device=self._device)
+        length = loaded.model.get_embedding_dimension()
         if length is not None and length < dimensions:
             raise EmbedderError(f"{self._model} gives {length} dimensions, and its files say {dimensions}")
-        first: Any = model[0]
-        # Beyond plain text: a chat template, queries filled up with masks, limits a role.
-        special = ("query_expansion", "processing_kwargs", "query_length", "document_length")
-        prepares = (
-            type(first).__name__ not in TRANSFORMER
-            or "message" in getattr(first, "modality_config", {})
-            or any(getattr(first, name, None) for name in special)
-        )
-        tokens = take_over(getattr(model, "tokenizer", None), longest=_longest(model))
-        return _Loaded(
-            model=model,
-            tokens=tokens,
-            prepares=prepares or tokens is None,
-            excludes_prompt=any(getattr(module, "include_prompt", True) is False for module in model),
-        )
+        return loaded
 
-    def _window(self, loaded: _Loaded) -> int | None:
-        """How many pieces of a document the model reads; None where it sets no limit."""
-        tokens, role = loaded.tokens, self.identity.document_role
-        if tokens is None or tokens.longest is None:
-            return None
-        if loaded.prepares:
-            with borrowing():
-                ids = loaded.model.preprocess(["x"], prompt=role or None, task="document").get("input_ids")
-            taken = tokens.own if ids is None else ids.shape[-1]
-        else:
-            # One more: at the seam of prompt and text a piece may be cut otherwise than in each of them.
-            taken = tokens.own + (tokens.count(role) + 1 if role else 0)
-        if taken >= tokens.longest:
-            raise EmbedderError(
-                f"the document prompt of {self._model} takes {taken} of the {tokens.longest} pieces that it reads, and "
-                "leaves no room for a text",
-                model=self._model,
-            )
-        return tokens.longest - taken
-
-    def _embed(self, texts: Sequence[str], role: _Role) -> NDArray[np.float32]:
+    def _embed(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
         import numpy as np
 
         for text in texts:
@@ -336,32 +275,15 @@ class SentenceTransformerEmbedder:
         loaded = self._load()
         prompt = self.identity.document_role if role == "document" else self.identity.query_role
         with failures(self._model, texts=len(texts)):
-            if loaded.prepares or loaded.tokens is None:
-                for numbers in by_length(texts, size=self._batch):
-                    some = [texts[number] for number in numbers]
-                    with borrowing():
-                        features = loaded.model.preprocess(some, prompt=prompt or None, task=role)
-                    vectors[numbers] = self._forward(loaded, features, task=role)
-                return vectors
-            encodings = [loaded.tokens.cut.encode(prompt + text) for text in texts]
-            for numbers in _batches(encodings, size=self._batch):
-                features = loaded.tokens.batch([encodings[number] for number in numbers])
-                if prompt and loaded.excludes_prompt:
-                    features["prompt_length"] = _pieces(loaded.tokens, prompt)
-                vectors[numbers] = self._forward(loaded, features, task=role)
+            for numbers, matrix in loaded.read(texts, prompt=prompt, role=role, batch=self._batch):
+                vectors[numbers] = self._unit(matrix)
         return vectors
 
-    def _forward(self, loaded: _Loaded, features: Mapping[str, Any], **kwargs: str) -> NDArray[np.float32]:
+    def _unit(self, matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Cut to the identity's dimensions, and then of length 1: the other way round they would be shorter."""
         import numpy as np
-        import torch
 
-        device = loaded.model.device
-        features = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in features.items()
-        }
-        with torch.inference_mode():
-            out = loaded.model(features, **kwargs)["sentence_embedding"]
-        matrix = out.float().cpu().numpy()[:, : self.identity.dimensions]
+        matrix = matrix[:, : self.identity.dimensions]
         norms = np.linalg.norm(matrix, axis=1, keepdims=True)
         # A vector of zeros stays one, and is refused where vectors are checked.
         unit: NDArray[np.float32] = np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
@@ -404,68 +326,6 @@ def _refuse(checkpoint: Checkpoint, *, pooling: Pooling | None) -> None:
 
 
 _RERANKER: Final = "pass it as reranker=CrossEncoderReranker(...)"
-
-
-def _load(checkpoint: Checkpoint, *, pooling: Pooling | None, device: str) -> SentenceTransformer:
-    model = checkpoint.model
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{model} needs sentence-transformers, which cannot be imported ({type(error).__name__}); install it with "
-            '`pip install "memlayer-sdk[local]"`, or pass another embedder',
-            extra="local",
-        ) from error
-    if checkpoint.reads_images:
-        require()
-    with quiet():
-        try:
-            loaded = SentenceTransformer(
-                str(checkpoint.folder),
-                device=device,
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True},
-            ).eval()
-            if pooling is not None:
-                # Without a modules.json sentence-transformers guesses; its class is taken, its guess is not.
-                guess: Any = loaded[1]
-                loaded[1] = type(guess)(loaded[0].get_embedding_dimension(), pooling_mode=pooling)
-        # Libraries that promise nothing about what they raise; no text has come near them yet.
-        except Exception as error:
-            raise EmbedderError(f"{model} could not be loaded ({type(error).__name__})", model=model) from error
-    return loaded
-
-
-def _longest(model: SentenceTransformer) -> int | None:
-    """How many pieces the model reads at once; None where it sets no limit."""
-    longest = model.max_seq_length
-    # A tokenizer without a limit says 10 ** 30.
-    if not isinstance(longest, int) or longest > 1_000_000:
-        return None
-    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
-    if getattr(config, "model_type", None) in _OFFSET_POSITIONS:
-        return min(longest, config.max_position_embeddings - config.pad_token_id - 1)
-    return longest
-
-
-def _batches(encodings: Sequence[Encoding], *, size: int) -> Iterator[list[int]]:
-    """Numbers of texts of like length, `size` at most and `_PIECES` pieces at most, or one text that has more."""
-    lengths = [len(encoding) for encoding in encodings]
-    batch: list[int] = []
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == size or lengths[number] * (len(batch) + 1) > _PIECES):
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
-
-
-def _pieces(tokens: Tokens, prompt: str) -> Any:
-    """How many pieces the prompt takes at a text's beginning, a first piece of the tokenizer's own counted in."""
-    encoding = tokens.whole.encode(prompt)
-    return len(encoding) - encoding.special_tokens_mask[-1]
 
 
 def _check(text: object) -> None:
