@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from memlayer.embedding import embed_texts, given_vectors
-from memlayer.errors import ConflictError, InvalidInputError
+from memlayer.errors import ConflictError, EmbedderMismatchError, InvalidInputError
 from memlayer.records import Memory, Turn
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from memlayer.directory import Write
-    from memlayer.embedders.protocol import Embedder
+    from memlayer.embedders.protocol import Embedder, EmbedderIdentity
     from memlayer.index import UserIndex
     from memlayer.records import Source
     from memlayer.rows import RecordRow
@@ -44,26 +44,39 @@ class Batch:
         self._vault = vault
         self._replace = replace
         self._vectors: dict[int, NDArray[np.float32]] = {}
+        # The digest of the embedder that they are of; and whether they are the caller's, who alone can make others.
+        self._space: bytes | None = None
+        self._given = False
 
     @property
     def has_own_ids(self) -> bool:
         """Whether any turn may be there already."""
         return any(turn.id is not None for turn in self.turns)
 
-    def take(self, embeddings: object, *, dimensions: int) -> None:
+    def take(self, embeddings: object, *, identity: EmbedderIdentity) -> None:
         """Takes the caller's vectors, one a turn."""
-        given = given_vectors(embeddings, rows=len(self.turns), dimensions=dimensions)
+        given = given_vectors(embeddings, rows=len(self.turns), dimensions=identity.dimensions)
+        self._space, self._given = identity.digest(), True
         self._vectors = {number: given[number : number + 1] for number in range(len(self.turns))}
 
     def embed(self, embedder: Embedder, numbers: Iterable[int], *, progress: bool) -> None:
-        """Embeds the turns with these numbers, but for those that have their vectors: nothing is embedded twice."""
+        """Embeds the turns with these numbers, but for those that have their vectors: nothing is embedded twice, unless
+        the user has been moved to another embedder in between."""
+        space = embedder.identity.digest()
+        if self._space != space:
+            if self._given:
+                raise EmbedderMismatchError(
+                    f"these embeddings are not of {embedder.identity.model!r}, of which this user's memories are"
+                )
+            self._vectors, self._space = {}, space
         due = [number for number in numbers if number not in self._vectors]
         texts = [self.turns[number].text for number in due]
         self._vectors.update(zip(due, embed_texts(embedder, texts, progress=progress), strict=True))
 
-    def is_embedded(self, numbers: Iterable[int]) -> bool:
-        """Whether the turns with these numbers have their vectors."""
-        return all(number in self._vectors for number in numbers)
+    def is_embedded(self, numbers: Iterable[int], *, user: UnlockedUser) -> bool:
+        """Whether the turns with these numbers have their vectors, in the user's space."""
+        due = list(numbers)
+        return not due or (self._space == self._vault.digest(user.embedder_no) and self._vectors.keys() >= set(due))
 
     def due(self, user: UnlockedUser | None, index: UserIndex | None) -> list[int]:
         """The numbers of the turns that must be written: not those whose id is there with the same content.

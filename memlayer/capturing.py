@@ -9,11 +9,11 @@ from memlayer.batch import Batch
 from memlayer.injection import exchanged
 
 if TYPE_CHECKING:
-    from memlayer.embedders.protocol import Embedder
     from memlayer.injection import Prepared
     from memlayer.ledger import Entry, Ledger
     from memlayer.records import Memory, Turn
     from memlayer.resident import Resident
+    from memlayer.spaces import Spaces
     from memlayer.vault import ItemChanges, UnlockedUser, Vault
 
 __all__ = ["Capture"]
@@ -30,6 +30,7 @@ class Capture:
         reply: what the assistant said, or None.
         complete: whether the reply is whole.
         ledger: of the same user, over the same `resident`.
+        spaces: has the user's embedder.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Capture:
         ledger: Ledger,
         vault: Vault,
         resident: Resident,
-        embedder: Embedder,
+        spaces: Spaces,
     ) -> None:
         self._prepared = prepared
         self._reply = reply
@@ -51,7 +52,7 @@ class Capture:
         self._ledger = ledger
         self._vault = vault
         self._resident = resident
-        self._embedder = embedder
+        self._spaces = spaces
 
     def run(self) -> list[Memory]:
         """What was remembered."""
@@ -62,10 +63,11 @@ class Capture:
                 due = batch.due(known, index)
             if not batch.turns:
                 return []
-            batch.embed(self._embedder, due, progress=False)
+            if due:
+                batch.embed(self._spaces.of(known), due, progress=False)
             with self._vault.write() as write, self._resident.writing(write) as (user, index):
                 turns, entry = self._exchanged(user)
-                if turns == batch.turns and batch.is_embedded(batch.due(user, index)):
+                if turns == batch.turns and batch.is_embedded(batch.due(user, index), user=user):
                     written = batch.write(write, user, index, items=self._noted(user, entry))
         if self._prepared.key is not None:
             self._ledger.written(self._prepared.key)

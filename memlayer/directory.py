@@ -2,7 +2,7 @@
 
 The users are spread over 4,096 buckets by the first bits of their reference. A bucket is a sealed manifest of the users
 in it (see `memlayer.manifest`); one more manifest, over the store, says which buckets were ever written and which key
-slots there are. All of it is written in the transaction that writes the user.
+slots and embedders there are. All of it is written in the transaction that writes the user.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from memlayer import tables
 from memlayer.envelope import Field, Place, tag
 from memlayer.errors import RollbackDetectedError, StoreDamagedError
 from memlayer.manifest import BUCKETS, BucketManifest, StoreManifest, bucket_of, user_element
-from memlayer.tables import BucketRow, SlotRow, UserRow
+from memlayer.sealer import EMBEDDER_NO
+from memlayer.tables import BucketRow, EmbedderRow, SlotRow, UserRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +62,7 @@ class Directory:
         """What the rollback guard compares: every bucket and the store's own manifest (under the number `BUCKETS`),
         once all of them are authentic and none is missing."""
         sealed, manifest = self._store_manifest(connection)
-        if manifest.slots != slots_digest(tables.read_slots(connection)):
-            raise StoreDamagedError("the key slots are not those that were written")
+        self._check_slots(connection, manifest)
         rows = tables.read_buckets(connection)
         generations = {row.bucket: self._open_bucket(row).generation for row in rows}
         if generations.keys() != manifest.buckets:
@@ -71,15 +71,18 @@ class Directory:
         notes = {row.bucket: (generations[row.bucket], tag(row.sealed)) for row in rows}
         return notes | {BUCKETS: (manifest.generation, tag(sealed))}
 
+    def check_slots(self, connection: Connection) -> None:
+        """Raises unless the key slots and embedders are those that were written."""
+        self._check_slots(connection, self._store_manifest(connection)[1])
+
     def new_manifest(self, slots: Sequence[SlotRow]) -> bytes:
         """The sealed manifest of a store that nobody has written to."""
         return self._seal_store(StoreManifest(1, frozenset(), slots_digest(slots)))
 
     def change_slots(self, write: Write) -> None:
-        """Takes the key slots as they stand in this transaction for the right ones."""
+        """Takes the key slots and embedders as they stand in this transaction for the right ones."""
         sealed, manifest = self._store_manifest(write.connection)
-        slots = slots_digest(tables.read_slots(write.connection))
-        self._change_store(write, sealed, manifest.with_slots(slots))
+        self._change_store(write, sealed, manifest.with_slots(_slots_in(write.connection)))
 
     def count_users(self, connection: Connection) -> int:
         """How many users have memories, from the sealed buckets."""
@@ -96,6 +99,11 @@ class Directory:
         if not manifest.holds([self._user_element(user) for user in users]):
             raise StoreDamagedError("a user's row was changed, removed, added or replaced by an older one")
         return users
+
+    @staticmethod
+    def _check_slots(connection: Connection, manifest: StoreManifest) -> None:
+        if manifest.slots != _slots_in(connection):
+            raise StoreDamagedError("the key slots or the embedders are not those that were written")
 
     def _never_written(self, connection: Connection, bucket: int) -> BucketManifest:
         """An empty bucket, if it is one that nobody has written to yet; else its row was removed."""
@@ -171,13 +179,24 @@ class Directory:
         return Place(field=Field.STORE, store_id=self._keys.store_id, epoch=self._keys.epoch)
 
 
-def slots_digest(slots: Sequence[SlotRow]) -> bytes:
-    """32 bytes that stand for exactly these key slots; each is of fixed width once it is encoded."""
+def slots_digest(slots: Sequence[SlotRow], embedders: Sequence[EmbedderRow] = ()) -> bytes:
+    """32 bytes that stand for exactly these key slots, and these embedders, once there was a second one: until then
+    there is the one row that was sealed with the store, and no other that could be put in its place."""
     digest = sha256()
     for slot in sorted(slots):
         numbers = (slot.slot_id, slot.sk_epoch, slot.kind, slot.memory_kib, slot.iterations, slot.lanes)
         digest.update(struct.pack(">6Q", *numbers) + slot.salt + slot.commitment + slot.sealed)
-    return digest.digest()
+    if [row.embedder_no for row in embedders] in ([], [EMBEDDER_NO]):
+        return digest.digest()
+    # Of an odd length, which the encoding of slots never has.
+    both = sha256(b"embedders" + digest.digest())
+    for row in sorted(embedders):
+        both.update(struct.pack(">Q", row.embedder_no) + sha256(row.sealed).digest())
+    return both.digest()
+
+
+def _slots_in(connection: Connection) -> bytes:
+    return slots_digest(tables.read_slots(connection), tables.read_embedders(connection))
 
 
 def _first_in(bucket: int) -> bytes:

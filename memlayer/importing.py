@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from memlayer.export import ExportedRecord, SealedExport
     from memlayer.index import UserIndex
     from memlayer.resident import Resident
+    from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
 
 __all__ = ["Import"]
@@ -32,16 +33,15 @@ class Import:
         export: open, and checked to its end.
         vault: seals the rows.
         resident: the user, and what is there already.
-        embedder: the store's.
+        spaces: has the user's embedder.
     """
 
-    def __init__(self, export: SealedExport, *, vault: Vault, resident: Resident, embedder: Embedder) -> None:
+    def __init__(self, export: SealedExport, *, vault: Vault, resident: Resident, spaces: Spaces) -> None:
         self._export = export
         self._vault = vault
         self._resident = resident
-        self._embedder = embedder
-        # Vectors of another embedder cannot be compared with the store's: then the texts are embedded anew.
-        self._same_space = export.identity == embedder.identity
+        self._spaces = spaces
+        self._space: bytes | None = None
         self._vectors: dict[bytes, NDArray[np.float32]] = {}
 
     def run(self) -> ImportReport:
@@ -49,16 +49,31 @@ class Import:
         while True:
             with self._resident.reading() as (known, present):
                 texts = self._texts(known, present)
-            missing = [name for name in texts if name not in self._vectors]
-            vectors = embed_texts(self._embedder, [texts[name] for name in missing])
-            self._vectors.update(zip(missing, vectors, strict=True))
+            if texts:
+                self._embed(texts, self._spaces.of(known))
             with self._vault.write() as write, self._resident.writing(write) as (user, index):
-                if self._vectors.keys() >= self._texts(user, index).keys():
+                texts = self._texts(user, index)
+                here = self._space == self._vault.digest(user.embedder_no)
+                if not texts or (here and self._vectors.keys() >= texts.keys()):
                     return self._write(write, user, index)
-            # Another process forgot one of them in between: that one is to be embedded after all.
+            # Another process forgot one of them in between, or moved the user to another embedder.
+
+    def _embed(self, texts: dict[bytes, str], embedder: Embedder) -> None:
+        space = embedder.identity.digest()
+        if space != self._space:
+            self._vectors, self._space = {}, space
+        missing = [name for name in texts if name not in self._vectors]
+        vectors = embed_texts(embedder, [texts[name] for name in missing])
+        self._vectors.update(zip(missing, vectors, strict=True))
+
+    def _same_space(self, user: UnlockedUser | None) -> bool:
+        """Whether the vectors in the export can be compared with the user's; otherwise the texts are embedded anew."""
+        number = self._vault.number_for_new if user is None else user.embedder_no
+        return self._export.identity == self._vault.identity(number)
 
     def _write(self, write: Write, user: UnlockedUser, index: UserIndex | None) -> ImportReport:
         added = kept = 0
+        same_space = self._same_space(user)
         for portion in self._export.portions():
             rows = [
                 self._vault.sealer.seal_record(
@@ -67,7 +82,7 @@ class Import:
                     seq=user.manifest.next_seq + number,
                     memory=record.memory,
                     own_id=record.own_id,
-                    vectors=record.vectors if self._same_space else self._vectors[record.memory_id],
+                    vectors=record.vectors if same_space else self._vectors[record.memory_id],
                 )
                 for number, (memory_id, record) in enumerate(self._new(portion, user, index))
             ]
@@ -79,7 +94,7 @@ class Import:
 
     def _texts(self, user: UnlockedUser | None, index: UserIndex | None) -> dict[bytes, str]:
         """The texts that must be embedded, by the ids that they have in the export."""
-        if self._same_space:
+        if self._same_space(user):
             return {}
         return {
             record.memory_id: record.memory.text

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import struct
 from contextlib import contextmanager
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from memlayer.errors import InvalidInputError, LimitExceededError, StoreDamagedError
 from memlayer.records import utf8
+from memlayer.sealer import ItemKind
 from memlayer.vault import ItemChanges
 
 if TYPE_CHECKING:
@@ -30,14 +30,6 @@ MAX_ITEM_BYTES = 4 * 1024 * 1024
 """How large an item may be with its name: one seal, and one place in RAM, for what a program writes and no person."""
 
 _HEAD = struct.Struct(">I")
-
-
-class ItemKind(IntEnum):
-    """What an item is. The numbers are part of the format: never reuse one."""
-
-    LEDGER = 1
-    TOOL_FILE = 2
-    FRAMEWORK = 3
 
 
 class Items:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from memlayer.items import ItemKind
     from memlayer.records import JsonObject, Role, Source
     from memlayer.reports import ImportReport
+    from memlayer.vault import UnlockedUser
 
 __all__ = ["UserMemory"]
 
@@ -114,15 +115,12 @@ class UserMemory(Recalling):
         """
         batch = Batch(turns, vault=self._vault, replace=replace)
         if embeddings is not None:
-            batch.take(embeddings, dimensions=self._embedder.identity.dimensions)
+            batch.take(embeddings, identity=self._spaces.own.identity)
         if not batch.turns:
             return []
         if not batch.has_own_ids:
             # Nothing of it can be there already, so the user's memories need not be in RAM.
-            batch.embed(self._embedder, batch.due(None, None), progress=progress)
-            with self._vault.write() as write:
-                user = self._vault.unlock(write.connection, self._user_id) or self._vault.new_user(self._user_id)
-                return batch.write(write, user, None)
+            return self._append(batch, progress=progress)
         return self._write(batch, progress=progress)
 
     def update(self, id: str, *, text: str | None = None, metadata: JsonObject | None = None) -> Memory:
@@ -137,21 +135,29 @@ class UserMemory(Recalling):
             raise InvalidInputError("update needs a text or a metadata to change to")
         if text == self.get(id).text:
             text = None  # Nothing to embed.
-        vectors = None if text is None else embed_texts(self._embedder, [text])[0]
-        with self._vault.write() as write, self._resident.writing(write) as (user, index):
-            memory_id = self._find(id, user, index)
-            if memory_id is None:
-                raise not_found()
-            were = elements(index, [memory_id])
-            row = self._vault.row(write.connection, user, memory_id, element=were[0])
-            opened = self._vault.sealer.open_record(row, user=user)
-            changes: dict[str, Any] = {"written": datetime.now(UTC)}
-            changes |= {} if text is None else {"text": text}
-            changes |= {} if metadata is None else {"metadata": metadata}
-            memory = opened.memory.model_copy(update=changes)
-            sealed = self._vault.sealer.reseal(user, row, memory=memory, own_id=opened.own_id, vectors=vectors)
-            self._vault.change(write, user, update=[sealed], were=were)
-            return memory
+        embedder = vectors = None
+        resident = self._resident
+        while True:
+            if text is not None:
+                with resident.reading() as (user, _):
+                    embedder = self._spaces.of(user)
+                vectors = embed_texts(embedder, [text])[0]
+            with self._vault.write() as write, resident.writing(write) as (user, index):
+                memory_id = self._find(id, user, index)
+                if memory_id is None:
+                    raise not_found()
+                if embedder is not None and embedder.identity.digest() != self._vault.digest(user.embedder_no):
+                    continue  # The user was moved to another embedder in between.
+                were = elements(index, [memory_id])
+                row = self._vault.row(write.connection, user, memory_id, element=were[0])
+                opened = self._vault.sealer.open_record(row, user=user)
+                changes: dict[str, Any] = {"written": datetime.now(UTC)}
+                changes |= {} if text is None else {"text": text}
+                changes |= {} if metadata is None else {"metadata": metadata}
+                memory = opened.memory.model_copy(update=changes)
+                sealed = self._vault.sealer.reseal(user, row, memory=memory, own_id=opened.own_id, vectors=vectors)
+                self._vault.change(write, user, update=[sealed], were=were)
+                return memory
 
     def forget(
         self,
@@ -291,7 +297,7 @@ class UserMemory(Recalling):
             ledger=ledger,
             vault=self._vault,
             resident=resident,
-            embedder=self._embedder,
+            spaces=self._spaces,
         ).run()
 
     def items(self, kind: ItemKind) -> Items:
@@ -312,8 +318,10 @@ class UserMemory(Recalling):
         """
         with self._database.read() as connection:
             user = self._vault.unlock(connection, self._user_id)
-            records = iter(()) if user is None else self._vault.stream(connection, user)
-            return write_export(path, records, identity=self._embedder.identity, passphrase=passphrase)
+            if user is None:
+                return write_export(path, (), identity=self._spaces.own.identity, passphrase=passphrase)
+            identity = self._vault.identity(user.embedder_no)
+            return write_export(path, self._vault.stream(connection, user), identity=identity, passphrase=passphrase)
 
     def import_(self, path: str | os.PathLike[str], *, passphrase: str) -> ImportReport:
         """Adds what an export holds, all or nothing; provenance and times stay, and what is there already is kept.
@@ -327,7 +335,7 @@ class UserMemory(Recalling):
             ConflictError: a memory is there with other content; nothing was written.
         """
         with open_export(path, passphrase=passphrase) as exported:
-            return Import(exported, vault=self._vault, resident=self._resident, embedder=self._embedder).run()
+            return Import(exported, vault=self._vault, resident=self._resident, spaces=self._spaces).run()
 
     # ---------------------------------------------------------------- inside
 
@@ -342,11 +350,25 @@ class UserMemory(Recalling):
         while True:
             with resident.reading() as (known, index):
                 due = batch.due(known, index)
-            batch.embed(self._embedder, due, progress=progress)
+            if due:
+                batch.embed(self._spaces.of(known), due, progress=progress)
             with self._vault.write() as write, resident.writing(write) as (user, index):
-                if batch.is_embedded(batch.due(user, index)):
+                if batch.is_embedded(batch.due(user, index), user=user):
                     return batch.write(write, user, index)
-            # Another process forgot one of them in between: that one is to be embedded after all.
+            # Another process forgot one of them in between: that one is to be embedded after all. Or it moved the user
+            # to another embedder.
+
+    def _append(self, batch: Batch, *, progress: bool) -> list[Memory]:
+        due = batch.due(None, None)
+        known: UnlockedUser | None = None
+        while True:
+            batch.embed(self._spaces.of(known), due, progress=progress)
+            with self._vault.write() as write:
+                known = self._vault.unlock(write.connection, self._user_id)
+                known = known or self._vault.new_user(write.connection, self._user_id)
+                if batch.is_embedded(due, user=known):
+                    return batch.write(write, known, None)
+            # Another process moved the user to another embedder.
 
     @property
     def _ledger(self) -> Ledger:

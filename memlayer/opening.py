@@ -56,8 +56,13 @@ def open_store(
     identity: EmbedderIdentity,
     accept_rollback: bool,
     cache_bytes: int,
+    any_space: bool = False,
 ) -> OpenStore:
-    """The parts of the store at `path`, which is made if nothing is there; see `MemoryStore.open`."""
+    """The parts of the store at `path`, which is made if nothing is there; see `MemoryStore.open`.
+
+    Args:
+        any_space: also where the store was never written with this embedder, as to move it there.
+    """
     source = from_environment() if keys is None else keys
     folder = guards.state_folder()
     if not os.path.lexists(path):
@@ -71,7 +76,8 @@ def open_store(
     reader = _readable(path)
     try:
         unlocked, slot_id = _unlock(reader, source)
-        _same_embedder(reader, unlocked, identity=identity)
+        if not any_space:
+            _known_embedder(reader, unlocked, identity=identity)
     finally:
         reader.close()
     if not accept_rollback:
@@ -84,7 +90,7 @@ def open_store(
         with database.read() as connection:
             # Once more, for between the two another file can have been put here.
             _same_store(connection, unlocked)
-            vault.read_embedder(connection)
+            vault.read_embedders(connection)
             present = vault.directory.check(connection)
         if accept_rollback:
             # Only now that all of it is authentic: what is refused must not have been forgotten.
@@ -104,7 +110,7 @@ def open_store(
         database.close()
         guard.close()
         raise
-    residents = Residents(vault=vault, database=database, dimensions=identity.dimensions, budget=cache_bytes)
+    residents = Residents(vault=vault, database=database, budget=cache_bytes)
     database.in_child(guard.forked)
     database.in_child(residents.forked)
     return OpenStore(database=database, vault=vault, residents=residents, guard=guard, keys=unlocked, slot_id=slot_id)
@@ -360,18 +366,20 @@ def _same_store(connection: Connection, keys: StoreKeys) -> None:
         raise StoreDamagedError("another store was put in the place of this one while it was opened")
 
 
-def _same_embedder(database: Database, keys: StoreKeys, *, identity: EmbedderIdentity) -> None:
+def _known_embedder(database: Database, keys: StoreKeys, *, identity: EmbedderIdentity) -> None:
     with database.read() as connection:
-        written = Vault(database, keys=keys, guard=None).read_embedder(connection)
-    if written != identity:
-        differing = [name for name, value in dict(written).items() if value != getattr(identity, name)]
-        raise EmbedderMismatchError(
-            f"this store was written with the embedder {written.model!r} ({written.dimensions} dimensions), not with "
-            f"{identity.model!r} ({identity.dimensions}); they differ in: {', '.join(differing)}. Open it with the "
-            "embedder that it was written with; to change over, export each user and import into a new store",
-            written=written.model,
-            given=identity.model,
-        )
+        embedders = Vault(database, keys=keys, guard=None).read_embedders(connection)
+    if identity in embedders.values():
+        return  # Or one of two, while the store is being moved from one to the other.
+    written = embedders[max(embedders)]
+    differing = [name for name, value in dict(written).items() if value != getattr(identity, name)]
+    raise EmbedderMismatchError(
+        f"this store was written with the embedder {written.model!r} ({written.dimensions} dimensions), not with "
+        f"{identity.model!r} ({identity.dimensions}); they differ in: {', '.join(differing)}. Open it with the "
+        "embedder that it was written with; to change over, do that and call store.reembed(new_embedder)",
+        written=written.model,
+        given=identity.model,
+    )
 
 
 def _slot(row: SlotRow) -> KeySlot:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from memlayer.batch import find
 from memlayer.embedding import embed_query, given_query
@@ -12,9 +15,8 @@ from memlayer.filters import Condition
 from memlayer.records import History, Hit, Memory, Recall, valid_name, valid_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from memlayer.database import Database
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from memlayer.ledger import Pending
     from memlayer.records import Session, Source
     from memlayer.resident import Resident, Residents
+    from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
 
 __all__ = ["MAX_K", "Recalling", "counted", "not_found", "scored"]
@@ -42,7 +45,7 @@ class Recalling:
         vault: Vault,
         database: Database,
         residents: Residents,
-        embedder: Embedder,
+        spaces: Spaces,
         pending: Pending,
         breaker: Breaker,
         loading: Loading,
@@ -51,7 +54,7 @@ class Recalling:
         self._vault = vault
         self._database = database
         self._residents = residents
-        self._embedder = embedder
+        self._spaces = spaces
         self._pending = pending
         self.breaker = breaker
         self.loading = loading
@@ -93,14 +96,7 @@ class Recalling:
             where=where,
             alive_at=datetime.now(UTC) if now is None else now,
         )
-        if isinstance(query, str):
-            valid_text(query)
-            if not len(self):
-                return Recall([])  # Without loading a model.
-            vector = embed_query(self._embedder, query)
-        else:
-            vector = given_query(query, dimensions=self._embedder.identity.dimensions)
-        with self._resident.reading() as (_, index):
+        with self._searching(query) as (index, vector):
             found = [] if index is None else index.search(vector, k=k, condition=condition, floor=floor)
         return Recall([_hit(memory, score, explain=explain) for memory, score in found])
 
@@ -148,6 +144,33 @@ class Recalling:
         return True
 
     # ---------------------------------------------------------------- inside
+
+    @contextmanager
+    def _searching(self, query: str | NDArray[np.float32]) -> Iterator[tuple[UserIndex | None, NDArray[np.float32]]]:
+        """The index, locked, and the query's vector in the space of the index's vectors; no index where there is
+        nothing to search, and then no model was loaded."""
+        resident, given = self._resident, not isinstance(query, str)
+        vector = np.empty(0, np.float32)
+        if isinstance(query, str):
+            valid_text(query)
+        else:
+            vector = given_query(query, dimensions=self._spaces.own.identity.dimensions)
+        embedder: Embedder | None = None
+        while True:
+            with resident.reading() as (user, index):
+                if user is None or index is None or not len(index):
+                    yield None, vector
+                    return
+                if given:
+                    self._spaces.check_own(user)
+                # Otherwise nothing is embedded yet, or the user was moved to another embedder in between.
+                if given or (
+                    embedder is not None and embedder.identity.digest() == self._vault.digest(user.embedder_no)
+                ):
+                    yield index, vector
+                    return
+                embedder = self._spaces.of(user)
+            vector = embed_query(embedder, str(query))
 
     @property
     def _resident(self) -> Resident:

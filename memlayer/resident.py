@@ -10,10 +10,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memlayer.errors import RollbackDetectedError
 from memlayer.index import Entry, UserIndex
+from memlayer.sealer import ItemKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,13 +38,10 @@ class Resident:
     Where a write needs both, it takes the store's write lock first and this one second; a recall takes this one only.
     """
 
-    def __init__(
-        self, user_id: str, *, vault: Vault, database: Database, dimensions: int, account: Callable[[int], None]
-    ) -> None:
+    def __init__(self, user_id: str, *, vault: Vault, database: Database, account: Callable[[int], None]) -> None:
         self._user_id = user_id
         self._vault = vault
         self._database = database
-        self._dimensions = dimensions
         self._lock = threading.RLock()
         self._user: UnlockedUser | None = None
         self._index: UserIndex | None = None
@@ -66,7 +65,7 @@ class Resident:
         """The user and the index as of the transaction; a user who has nothing is a new one, with an index of None."""
         with self._lock:
             user = self._refresh(write.connection)
-            yield user or self._vault.new_user(self._user_id), self._index
+            yield user or self._vault.new_user(write.connection, self._user_id), self._index
 
     @property
     def items(self) -> Mapping[tuple[int, bytes], OpenedItem]:
@@ -124,8 +123,11 @@ class Resident:
         known = self._user.manifest.generation if self._user is not None else 0
         if user.manifest.generation < known:
             raise RollbackDetectedError("a user's memories are older than what this process last saw of them")
+        if self._user is not None and user.embedder_no != self._user.embedder_no:
+            self.drop()  # Moved to another embedder: every vector is another one, perhaps of another length.
+            known = 0
         if self._index is None:
-            self._index = UserIndex(dimensions=self._dimensions)
+            self._index = UserIndex(dimensions=self._vault.identity(user.embedder_no).dimensions)
         self._bring_up(connection, user, index=self._index, after=known)
         self._user, self._seals = user, seals
         return user
@@ -133,7 +135,7 @@ class Resident:
     def _bring_up(self, connection: Connection, user: UnlockedUser, *, index: UserIndex, after: int) -> None:
         """Applies what changed after a generation, if the result adds up to the manifest."""
         opened = self._vault.read(connection, user, after=after)
-        items = self._vault.read_items(connection, user, after=after)
+        items = [_light(item) for item in self._vault.read_items(connection, user, after=after)]
         stale = index.stamps([record.memory_id for record in opened])
         total = self._user.manifest.total if self._user is not None else 0
         total += sum(record.element for record in opened) - sum(map(int.from_bytes, stale.values()))
@@ -161,6 +163,13 @@ class Resident:
         self._weigh()
 
 
+def _light(item: OpenedItem) -> OpenedItem:
+    """Vectors that a move has saved are for the move alone: here they count, by their name."""
+    if item.kind != ItemKind.VECTORS:
+        return item
+    return replace(item, content=item.content[: 4 + int.from_bytes(item.content[:4])])
+
+
 def _nbytes(items: Iterable[OpenedItem]) -> int:
     return sum(_ITEM_BYTES + len(item.content) for item in items)
 
@@ -186,10 +195,9 @@ class Residents:
         budget: how many bytes of indexes to keep; the user at work stays, however large.
     """
 
-    def __init__(self, *, vault: Vault, database: Database, dimensions: int, budget: int) -> None:
+    def __init__(self, *, vault: Vault, database: Database, budget: int) -> None:
         self._vault = vault
         self._database = database
-        self._dimensions = dimensions
         self._budget = budget
         self._users: OrderedDict[str, Resident] = OrderedDict()
         self._lock = threading.Lock()
@@ -202,13 +210,7 @@ class Residents:
         with self._lock:
             resident = self._users.get(user_id)
             if resident is None:
-                resident = Resident(
-                    user_id,
-                    vault=self._vault,
-                    database=self._database,
-                    dimensions=self._dimensions,
-                    account=self._account,
-                )
+                resident = Resident(user_id, vault=self._vault, database=self._database, account=self._account)
                 self._users[user_id] = resident
             self._users.move_to_end(user_id)
             self._make_room()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from memlayer.envelope import Field, Place, pad, tag, unpad
@@ -18,10 +19,23 @@ if TYPE_CHECKING:
     from memlayer.keys import UserKeys
     from memlayer.records import Memory
 
-__all__ = ["EMBEDDER_NO", "OpenedItem", "OpenedRecord", "Sealer", "UnlockedUser"]
+__all__ = ["EMBEDDER_NO", "ItemKind", "OpenedItem", "OpenedRecord", "Sealer", "UnlockedUser"]
 
 EMBEDDER_NO = 1
 """The first embedder of a store; another one gets the next number when the store is embedded anew."""
+
+
+class ItemKind(IntEnum):
+    """What an item is. The numbers are part of the format: never reuse one.
+
+    `VECTORS` are those of a memory in the space of the embedder that its user is being moved to; see
+    `memlayer.reembedding`.
+    """
+
+    LEDGER = 1
+    TOOL_FILE = 2
+    FRAMEWORK = 3
+    VECTORS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +47,14 @@ class UnlockedUser:
         row: as it stands in the store; for a user who has nothing yet, what will be inserted, without a manifest.
         keys: opened with the store's.
         manifest: what the rows must add up to.
+        embedder_no: the number of the embedder that all the user's vectors are of, from the sealed profile.
     """
 
     uref: bytes
     row: UserRow
     keys: UserKeys
     manifest: UserManifest
+    embedder_no: int = EMBEDDER_NO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +124,10 @@ class Sealer:
             changed=version,
             text_version=version,
             vector_version=version,
-            embedder_no=EMBEDDER_NO,
+            embedder_no=user.embedder_no,
             text=user.keys.text.seal(encode_turn(memory, own_id=own_id), place=text_place),
             vector=user.keys.vector.seal(
-                encode_vectors(vectors), place=self._vector_place(user, memory_id, version, EMBEDDER_NO)
+                encode_vectors(vectors), place=self._vector_place(user, memory_id, version, user.embedder_no)
             ),
         )
 
@@ -126,15 +142,22 @@ class Sealer:
         row = row._replace(changed=version, text_version=version, text=text)
         if vectors is None:
             return row
-        vector_place = self._vector_place(user, row.memory_id, version, EMBEDDER_NO)
+        vector_place = self._vector_place(user, row.memory_id, version, user.embedder_no)
         vector = user.keys.vector.seal(encode_vectors(vectors), place=vector_place)
-        return row._replace(vector_version=version, embedder_no=EMBEDDER_NO, vector=vector)
+        return row._replace(vector_version=version, embedder_no=user.embedder_no, vector=vector)
+
+    def move(self, user: UnlockedUser, row: RecordRow, *, vectors: NDArray[np.float32], embedder_no: int) -> RecordRow:
+        """The record with its vectors of another embedder; the text field stays as it is."""
+        version = user.manifest.generation + 1
+        place = self._vector_place(user, row.memory_id, version, embedder_no)
+        vector = user.keys.vector.seal(encode_vectors(vectors), place=place)
+        return row._replace(changed=version, vector_version=version, embedder_no=embedder_no, vector=vector)
 
     def open_record(self, row: RecordRow, *, user: UnlockedUser) -> OpenedRecord:
         """The record, if it is this user's and as it was sealed."""
-        binding = self._identities.get(row.embedder_no)
-        if binding is None:
-            raise StoreDamagedError("a memory names an embedder that the store does not know")
+        if row.embedder_no != user.embedder_no:
+            # One space a user, or nothing: vectors of two embedders are never in one index.
+            raise StoreDamagedError("a memory names another embedder than its user does")
         keys = user.keys
         text = keys.text.open(
             row.text, place=self._place(Field.TEXT, user.uref, keys, record=row.memory_id, version=row.text_version)

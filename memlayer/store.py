@@ -39,9 +39,10 @@ class MemoryStore:
 
     def __init__(self, parts: OpenStore, *, embedder: Embedder) -> None:
         self._parts: OpenStore | None = parts
-        self._embedder = embedder
         from memlayer.ledger import Pending
+        from memlayer.spaces import Spaces
 
+        self._spaces = Spaces(embedder, vault=parts.vault)
         self._pending = Pending()
         parts.database.in_child(self._pending.forked)
         self._breaker = Breaker()
@@ -104,7 +105,7 @@ class MemoryStore:
             vault=parts.vault,
             database=parts.database,
             residents=parts.residents,
-            embedder=self._embedder,
+            spaces=self._spaces,
             pending=self._pending,
             breaker=self._breaker,
             loading=self._loading,
@@ -162,7 +163,7 @@ class MemoryStore:
     @property
     def embedder(self) -> EmbedderIdentity:
         """The identity of the embedder that the store is written with."""
-        return self._embedder.identity
+        return self._spaces.own.identity
 
     @property
     def read_only(self) -> bool:

@@ -74,6 +74,7 @@ items = _table(
 
 # SQLite takes 32,766 bound values and PostgreSQL 65,535; more ids than this go in several statements.
 _IDS_A_STATEMENT = 1000
+_ROWS_A_STATEMENT = 500
 
 
 def _read(connection: Connection, statement: sa.Select[Any], kind: type[Row], **values: object) -> list[Row]:
@@ -95,7 +96,9 @@ def _columns(table: sa.Table, kind: type[Row]) -> list[sa.Column[Any]]:
     return [table.c[name] for name in kind._fields]
 
 
-def _touched(connection: Connection, statement: sa.UpdateBase, values: dict[str, Any], *, exactly: int) -> None:
+def _touched(
+    connection: Connection, statement: sa.UpdateBase, values: dict[str, Any] | list[dict[str, Any]], *, exactly: int
+) -> None:
     """Runs a change that must touch `exactly` so many rows; otherwise raises, and the transaction is rolled back."""
     count = change(connection, statement, values)
     if count != exactly:
@@ -162,6 +165,7 @@ _META_UPDATE = sa.update(meta).where(meta.c.manifest == sa.bindparam("old"))
 _SLOTS = sa.select(*_columns(key_slots, SlotRow)).order_by(key_slots.c.slot_id)
 _SLOT_DELETE = sa.delete(key_slots).where(key_slots.c.slot_id == sa.bindparam("the_slot"))
 _EMBEDDERS = sa.select(*_columns(embedders, EmbedderRow)).order_by(embedders.c.embedder_no)
+_EMBEDDER_DELETE = sa.delete(embedders).where(embedders.c.embedder_no == sa.bindparam("the_number"))
 _BUCKETS = sa.select(*_columns(directory, BucketRow)).order_by(directory.c.bucket)
 _BUCKET = sa.select(*_columns(directory, BucketRow)).where(directory.c.bucket == _bucket)
 _BUCKET_UPDATE = sa.update(directory).where(directory.c.bucket == _bucket)
@@ -178,10 +182,22 @@ _RECORDS = sa.select(*_columns(records, RecordRow)).where(_own_records & (record
 _RECORDS_BY_ID = sa.select(*_columns(records, RecordRow)).where(_own_records & records.c.memory_id.in_(_memory_ids))
 _RECORD_IDS = sa.select(records.c.memory_id).where(_own_records).order_by(records.c.seq)
 _RECORD_UPDATE = sa.update(records).where(_own_records & (records.c.memory_id == sa.bindparam("the_id")))
+_VECTOR_UPDATE = (
+    sa.update(records)
+    .where(
+        _own_records
+        & (records.c.memory_id == sa.bindparam("the_id"))
+        & (records.c.vector_version == sa.bindparam("old"))
+    )
+    .values({name: sa.bindparam(name) for name in ("changed", "vector_version", "embedder_no", "vector")})
+)
 _RECORDS_DELETE = sa.delete(records).where(_own_records & records.c.memory_id.in_(_memory_ids))
 _ALL_RECORDS_DELETE = sa.delete(records).where(_own_records)
 _ITEMS = sa.select(*_columns(items, ItemRow)).where(_own_items & (items.c.version > sa.bindparam("after")))
 _ITEM_IDS = sa.select(*_columns(items, ItemId)).where(_own_items)
+_ITEMS_BY_ID = sa.select(*_columns(items, ItemRow)).where(
+    _own_items & (items.c.kind == _kind) & items.c.item_id.in_(_item_ids)
+)
 _ITEM_UPDATE = sa.update(items).where(
     _own_items & (items.c.kind == _kind) & (items.c.item_id == sa.bindparam("the_id"))
 )
@@ -222,6 +238,10 @@ def read_embedders(connection: Connection) -> list[EmbedderRow]:
 
 def insert_embedder(connection: Connection, row: EmbedderRow) -> None:
     change(connection, sa.insert(embedders), [row._asdict()])
+
+
+def delete_embedder(connection: Connection, number: int) -> None:
+    _touched(connection, _EMBEDDER_DELETE, {"the_number": number}, exactly=1)
 
 
 def read_buckets(connection: Connection) -> list[BucketRow]:
@@ -293,6 +313,20 @@ def update_record(connection: Connection, row: RecordRow) -> None:
     _touched(connection, _RECORD_UPDATE, {"the_uref": row.uref, "the_id": row.memory_id, **row._asdict()}, exactly=1)
 
 
+def update_vectors(connection: Connection, rows: Sequence[RecordRow], *, were: Sequence[int]) -> None:
+    """Replaces the vectors of records, and what goes with them, if they still are of the versions that they were."""
+    values = [
+        {
+            "the_uref": row.uref, "the_id": row.memory_id, "old": old, "changed": row.changed,
+            "vector_version": row.vector_version, "embedder_no": row.embedder_no, "vector": row.vector,
+        }
+        for row, old in zip(rows, were, strict=True)
+    ]  # fmt: skip
+    for start in range(0, len(values), _ROWS_A_STATEMENT):
+        some = values[start : start + _ROWS_A_STATEMENT]
+        _touched(connection, _VECTOR_UPDATE, some, exactly=len(some))
+
+
 def delete_records(connection: Connection, uref: bytes, memory_ids: Sequence[bytes]) -> None:
     """Deletes exactly these records."""
     for some in _portions(memory_ids):
@@ -308,6 +342,14 @@ def delete_all_records(connection: Connection, uref: bytes, *, count: int, item_
 def read_items(connection: Connection, uref: bytes, *, after: int) -> list[ItemRow]:
     """The user's items that were written after the generation `after`; after 0, all."""
     return _read(connection, _ITEMS, ItemRow, the_uref=uref, after=after)
+
+
+def read_items_by_id(connection: Connection, uref: bytes, *, kind: int, item_ids: Sequence[bytes]) -> list[ItemRow]:
+    """Those of the given items that there are."""
+    found: list[ItemRow] = []
+    for some in _portions(item_ids):
+        found += _read(connection, _ITEMS_BY_ID, ItemRow, the_uref=uref, the_kind=kind, item_ids=some)
+    return found
 
 
 def read_item_ids(connection: Connection, uref: bytes) -> list[ItemId]:

@@ -7,7 +7,9 @@
 3. The users of a bucket are exactly those that were written, manifest by manifest (`memlayer.directory`). So a user's
    row that is missing, older or added is an error, and only a user who is absent from an intact bucket is a new one.
 4. The buckets that there are, are exactly those that were ever written, and none is older than the rollback guard saw.
-5. A write changes the rows, the user's manifest and the bucket in one transaction, and each change says how many rows
+5. All vectors of one user are of the one embedder that the user's sealed profile names: a record that says another one
+   does not open.
+6. A write changes the rows, the user's manifest and the bucket in one transaction, and each change says how many rows
    it must touch.
 """
 
@@ -25,7 +27,7 @@ from memlayer.envelope import Field, Place, pad, unpad
 from memlayer.errors import FormatTooNewError, StoreDamagedError
 from memlayer.manifest import BUCKETS, UserManifest, bucket_of
 from memlayer.rows import EmbedderRow, ItemRow, RecordRow, UserRow
-from memlayer.sealer import EMBEDDER_NO, OpenedItem, OpenedRecord, Sealer, UnlockedUser
+from memlayer.sealer import EMBEDDER_NO, ItemKind, OpenedItem, OpenedRecord, Sealer, UnlockedUser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,14 +85,19 @@ class Vault:
     Attributes:
         directory: which users there are.
         sealer: seals and opens their rows.
+        own: the digest of the embedder that this process writes with, if it has one: what a new user begins with.
     """
 
     def __init__(self, database: Database, *, keys: StoreKeys, guard: FileGuard | None) -> None:
         self._database = database
         self._keys = keys
         self._guard = guard
-        self._identities: dict[int, bytes] = {}
-        self.sealer = Sealer(keys.store_id, identities=self._identities)
+        # Numbers are never used again, so what is known of one stays true.
+        self._identities: dict[int, EmbedderIdentity] = {}
+        self._digests: dict[int, bytes] = {}
+        self._embedder_rows: list[EmbedderRow] = []
+        self.own: bytes | None = None
+        self.sealer = Sealer(keys.store_id, identities=self._digests)
         self.directory = Directory(database, keys=keys)
         # HKDF for a user costs more than all the rest of opening one; the sealed data key says whether it is still it.
         self._unlocked: dict[bytes, tuple[bytes, UserKeys]] = {}
@@ -107,29 +114,50 @@ class Vault:
         sealed = self._keys.meta.seal(pad(identity.to_json()), place=self._embedder_place(number))
         return EmbedderRow(number, sealed)
 
-    def read_embedder(self, connection: Connection) -> EmbedderIdentity:
-        """The identity of the embedder that the store was written with; vectors of it can be opened from then on."""
-        identities = {}
-        for row in tables.read_embedders(connection):
-            opened = unpad(self._keys.meta.open(row.sealed, place=self._embedder_place(row.embedder_no)))
-            identities[row.embedder_no] = EmbedderIdentity.model_validate_json(opened)
-        if EMBEDDER_NO not in identities:
-            raise StoreDamagedError("the store does not say which embedder it was written with")
-        self._identities.update({number: identity.digest() for number, identity in identities.items()})
-        return identities[EMBEDDER_NO]
+    def read_embedders(self, connection: Connection) -> dict[int, EmbedderIdentity]:
+        """The embedders of the store by number; vectors of them can be opened from then on. The highest is the one that
+        new memories are for; lower ones are there while a move to it is not finished."""
+        rows = tables.read_embedders(connection)
+        if rows != self._embedder_rows:
+            identities = {}
+            for row in rows:
+                opened = unpad(self._keys.meta.open(row.sealed, place=self._embedder_place(row.embedder_no)))
+                identities[row.embedder_no] = EmbedderIdentity.model_validate_json(opened)
+            if not identities:
+                raise StoreDamagedError("the store does not say which embedder it was written with")
+            self.directory.check_slots(connection)
+            self._identities.update(identities)
+            self._digests.update({number: identity.digest() for number, identity in identities.items()})
+            self._embedder_rows = rows
+        return {row.embedder_no: self._identities[row.embedder_no] for row in rows}
+
+    def identity(self, number: int) -> EmbedderIdentity:
+        """The embedder with this number, which a user's row was seen with."""
+        return self._identities[number]
+
+    def digest(self, number: int) -> bytes:
+        """The digest of its identity: vectors of equal ones can be compared."""
+        return self._digests[number]
+
+    @property
+    def number_for_new(self) -> int:
+        """The embedder of a user who has nothing yet, as far as this process has seen: its own, if the store still has
+        that, else the newest."""
+        numbers = [row.embedder_no for row in self._embedder_rows]
+        return max([number for number in numbers if self._digests[number] == self.own] or numbers)
 
     def verify_users(self, connection: Connection) -> tuple[int, int]:
         """Opens every memory of every user; how many users and memories there are."""
         users = memories = 0
         records = dict(tables.count_records(connection))
         items = dict(tables.count_items(connection))
+        embedders = self.read_embedders(connection)
         for bucket in range(BUCKETS):
-            for row in self.directory.users_in(connection, bucket):
-                user = self._unlock_row(row)
-                if self._keys.uref(self._open_profile(user)) != row.uref:
-                    raise StoreDamagedError("a user's row belongs to another user")
+            for _, user in self.users_in(connection, bucket):
+                if user.embedder_no not in embedders:
+                    raise StoreDamagedError("a user names an embedder that the store does not have any more")
                 found = sum(1 for _ in self.stream(connection, user))
-                if (found, records.pop(row.uref, 0), items.pop(row.uref, 0)) != (
+                if (found, records.pop(user.uref, 0), items.pop(user.uref, 0)) != (
                     user.manifest.records, user.manifest.records, user.manifest.items
                 ):  # fmt: skip
                     self.refuse_rows()
@@ -153,21 +181,27 @@ class Vault:
         own = next((row for row in self.directory.users_in(connection, bucket_of(uref)) if row.uref == uref), None)
         if own is None:
             return None
-        unlocked = self._unlock_row(own)
-        if self._open_profile(unlocked) != user_id:
+        found, unlocked = self._unlock_row(connection, own)
+        if found != user_id:
             raise StoreDamagedError("a user's row belongs to another user")
         return unlocked
 
-    def new_user(self, user_id: str) -> UnlockedUser:
+    def users_in(self, connection: Connection, bucket: int) -> list[tuple[str, UnlockedUser]]:
+        """The users of an intact bucket, each with the user id."""
+        found = [self._unlock_row(connection, row) for row in self.directory.users_in(connection, bucket)]
+        if any(self._keys.uref(user_id) != user.uref for user_id, user in found):
+            raise StoreDamagedError("a user's row belongs to another user")
+        return found
+
+    def new_user(self, connection: Connection, user_id: str) -> UnlockedUser:
         """A user who has nothing yet, with a new data key; nothing is written before the first memory is."""
+        self.read_embedders(connection)
+        number = self.number_for_new
         uref = self._keys.uref(user_id)
         keys, sealed = self._keys.new_user(uref=uref)
-        profile = keys.profile.seal(
-            pad(json.dumps({"user": user_id}, ensure_ascii=False).encode()),
-            place=self._place(Field.PROFILE, uref, keys),
-        )
+        profile = self._seal_profile(user_id, uref=uref, keys=keys, embedder_no=number)
         row = UserRow(uref, self._keys.epoch, keys.epoch, keys.commitment, 0, sealed, b"", profile)
-        return UnlockedUser(uref=uref, row=row, keys=keys, manifest=UserManifest(seals=1))
+        return UnlockedUser(uref=uref, row=row, keys=keys, manifest=UserManifest(seals=1), embedder_no=number)
 
     @contextmanager
     def write(self) -> Iterator[Write]:
@@ -191,9 +225,12 @@ class Vault:
             update: records as they are now, sealed for the next generation.
             delete: ids of records that go.
             were: the elements of all updated and deleted records as they were, verified.
-            items: what changes of the items.
+            items: what changes of the items. Vectors that a move had saved of updated and deleted records go with them.
         """
         items = items or ItemChanges()
+        saved = self.saved_vectors(write.connection, user, [*delete, *(row.memory_id for row in update)])
+        if saved:
+            items = replace(items, drop=[*items.drop, *saved])
         added = [self.sealer.element(row, keys=user.keys) for row in (*insert, *update)]
         # Each record has at most two new seals, an item one, and the manifest one.
         manifest = user.manifest.changed(
@@ -204,23 +241,38 @@ class Vault:
             items_added=[self.sealer.item_element(row, keys=user.keys) for row in items.put],
             items_removed=[item.element for item in (*items.replaced, *items.drop)],
         )
-        place = self._place(Field.MANIFEST, user.uref, user.keys, version=manifest.generation)
-        sealed = user.keys.manifest.seal(manifest.encode(), place=place)
-        before = user.row
-        after = before._replace(generation=manifest.generation, manifest=sealed)
-        if before.manifest:
-            tables.update_user(write.connection, after, generation=before.generation)
-            self.directory.change_user(write, added=after, removed=before)
-        else:
-            tables.insert_user(write.connection, after)
-            self.directory.change_user(write, added=after, removed=None)
+        changed = self._write_user(write, user, manifest=manifest)
         if insert:
             tables.insert_records(write.connection, insert)
         for row in update:
             tables.update_record(write.connection, row)
         tables.delete_records(write.connection, user.uref, delete)
         items.write(write.connection, user.uref)
-        return replace(user, row=after, manifest=manifest)
+        return changed
+
+    def move(
+        self, write: Write, user: UnlockedUser, *, rows: Sequence[RecordRow], were: Sequence[RecordRow],
+        elements: Sequence[int], embedder_no: int,
+    ) -> UnlockedUser:  # fmt: skip
+        """One generation in which all of a user's vectors become those of another embedder.
+
+        Args:
+            rows: all records as they are now, sealed for the next generation with `embedder_no`. Of a text field only
+                the tag is looked at.
+            were: the same as they were.
+            elements: of those, verified.
+        """
+        user_id = self._open_profile(user.row, user.keys)[0]
+        profile = self._seal_profile(user_id, uref=user.uref, keys=user.keys, embedder_no=embedder_no)
+        manifest = user.manifest.changed(
+            added=[self.sealer.element(row, keys=user.keys) for row in rows],
+            removed=list(elements),
+            seals=len(rows) + 2,
+        )
+        moved = replace(user, row=user.row._replace(profile=profile), embedder_no=embedder_no)
+        moved = self._write_user(write, moved, manifest=manifest, before=user.row)
+        tables.update_vectors(write.connection, rows, were=[row.vector_version for row in were])
+        return moved
 
     def erase(self, write: Write, user: UnlockedUser) -> None:
         """Deletes all that a user has, the sealed data key included."""
@@ -261,6 +313,16 @@ class Vault:
         rows = tables.read_items(connection, user.uref, after=after)
         return [self.sealer.open_item(row, user=user) for row in rows]
 
+    def saved_vectors(
+        self, connection: Connection, user: UnlockedUser, memory_ids: Sequence[bytes]
+    ) -> list[OpenedItem]:
+        """The vectors that a move has saved of these memories so far."""
+        if not memory_ids or not user.manifest.items:
+            return []
+        item_ids = [saved_vectors_id(user, memory_id) for memory_id in memory_ids]
+        rows = tables.read_items_by_id(connection, user.uref, kind=ItemKind.VECTORS, item_ids=item_ids)
+        return [self.sealer.open_item(row, user=user) for row in rows]
+
     def item_ids(self, connection: Connection, user: UnlockedUser) -> list[tuple[int, bytes]]:
         """The kinds and ids of the items that there are; not authenticated by itself."""
         return [(row.kind, row.item_id) for row in tables.read_item_ids(connection, user.uref)]
@@ -287,7 +349,7 @@ class Vault:
 
     # ---------------------------------------------------------------- inside
 
-    def _unlock_row(self, row: UserRow) -> UnlockedUser:
+    def _unlock_row(self, connection: Connection, row: UserRow) -> tuple[str, UnlockedUser]:
         if row.sk_epoch != self._keys.epoch:
             raise StoreDamagedError("a user's row names a store key that the store does not have")
         sealed, keys = self._unlocked.get(row.uref, (b"", None))
@@ -300,7 +362,26 @@ class Vault:
         manifest = UserManifest.decode(keys.manifest.open(row.manifest, place=place))
         if manifest.generation != row.generation:
             raise StoreDamagedError("a user's manifest is of another generation than its row")
-        return UnlockedUser(uref=row.uref, row=row, keys=keys, manifest=manifest)
+        user_id, number = self._open_profile(row, keys)
+        if number not in self._identities and number not in self.read_embedders(connection):
+            raise StoreDamagedError("a user names an embedder that the store does not know")
+        return user_id, UnlockedUser(uref=row.uref, row=row, keys=keys, manifest=manifest, embedder_no=number)
+
+    def _write_user(
+        self, write: Write, user: UnlockedUser, *, manifest: UserManifest, before: UserRow | None = None
+    ) -> UnlockedUser:
+        """Writes the user's row and bucket; `before` is the row as it stands, where more of it changes."""
+        place = self._place(Field.MANIFEST, user.uref, user.keys, version=manifest.generation)
+        sealed = user.keys.manifest.seal(manifest.encode(), place=place)
+        before = before or user.row
+        after = user.row._replace(generation=manifest.generation, manifest=sealed)
+        if before.manifest:
+            tables.update_user(write.connection, after, generation=before.generation)
+            self.directory.change_user(write, added=after, removed=before)
+        else:
+            tables.insert_user(write.connection, after)
+            self.directory.change_user(write, added=after, removed=None)
+        return replace(user, row=after, manifest=manifest)
 
     def _remember_keys(self, uref: bytes, sealed: bytes, keys: UserKeys) -> None:
         if len(self._unlocked) >= _UNLOCKED_USERS:
@@ -308,12 +389,20 @@ class Vault:
             self._unlocked = {}
         self._unlocked[uref] = (sealed, keys)
 
-    def _open_profile(self, user: UnlockedUser) -> str:
-        opened = user.keys.profile.open(user.row.profile, place=self._place(Field.PROFILE, user.uref, user.keys))
+    def _seal_profile(self, user_id: str, *, uref: bytes, keys: UserKeys, embedder_no: int) -> bytes:
+        profile: dict[str, str | int] = {"user": user_id}
+        if embedder_no != EMBEDDER_NO:
+            profile["embedder"] = embedder_no
+        content = pad(json.dumps(profile, ensure_ascii=False, sort_keys=True).encode())
+        return keys.profile.seal(content, place=self._place(Field.PROFILE, uref, keys))
+
+    def _open_profile(self, row: UserRow, keys: UserKeys) -> tuple[str, int]:
+        """The user id, and the number of the embedder of the user's vectors."""
+        opened = keys.profile.open(row.profile, place=self._place(Field.PROFILE, row.uref, keys))
         profile = json.loads(unpad(opened))
-        if set(profile) != {"user"}:
+        if not {"user"} <= profile.keys() <= {"user", "embedder"}:
             raise FormatTooNewError("a user's profile has fields that this memlayer does not know")
-        return str(profile["user"])
+        return str(profile["user"]), int(profile.get("embedder", EMBEDDER_NO))
 
     def _place(self, kind: Field, uref: bytes, keys: UserKeys, *, record: bytes = bytes(16), version: int = 0) -> Place:
         return Place(
@@ -322,3 +411,8 @@ class Vault:
 
     def _embedder_place(self, number: int) -> Place:
         return Place(field=Field.EMBEDDER, store_id=self._keys.store_id, epoch=self._keys.epoch, version=number)
+
+
+def saved_vectors_id(user: UnlockedUser, memory_id: bytes) -> bytes:
+    """The id of the item in which a move saves the vectors of a memory."""
+    return user.keys.item_id(ItemKind.VECTORS, memory_id.hex().encode())

@@ -454,4 +454,9 @@ def test_the_least_item():
 
 def test_kinds_keep_their_numbers():
     """They are part of the format."""
-    assert {kind.name: kind.value for kind in ItemKind} == {"LEDGER": 1, "TOOL_FILE": 2, "FRAMEWORK": 3}
+    assert {kind.name: kind.value for kind in ItemKind} == {
+        "LEDGER": 1,
+        "TOOL_FILE": 2,
+        "FRAMEWORK": 3,
+        "VECTORS": 4,
+    }

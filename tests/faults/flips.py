@@ -85,7 +85,7 @@ class StorageReader:
             keys, slot_id = opening._unlock(self._database, self._key)
             vault = Vault(self._database, keys=keys, guard=None)
             with self._database.read() as connection:
-                found: list[Any] = [slot_id, vault.read_embedder(connection), vault.directory.check(connection)]
+                found: list[Any] = [slot_id, vault.read_embedders(connection), vault.directory.check(connection)]
                 for name in USERS:
                     user = vault.unlock(connection, name)
                     if user is None:
