@@ -161,7 +161,9 @@ class Ledger:
 
     def open(self, key: bytes, entry: Entry, memories: Iterable[Memory]) -> Entry:
         """Notes an entry for a message, with these memories in its block; where somebody was quicker, theirs."""
-        with self._resident.reading() as (user, index):
+        # They have just been recalled: no need to look again. Where the user was evicted in between, none is found, and
+        # the block stands in this one request.
+        with self._resident.known() as (user, index):
             ids = found_ids([memory.id for memory in memories], user=user, index=index)
         return self._pending.add(self._user_id, key, Entry(ids, entry.turn, entry.at))
 

@@ -61,6 +61,12 @@ class Resident:
             yield user, self._index
 
     @contextmanager
+    def known(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
+        """As `reading`, as of the last time that somebody looked: for what was read a moment ago."""
+        with self._database.entered(), self._lock:
+            yield self._user, self._index
+
+    @contextmanager
     def writing(self, write: Write) -> Iterator[tuple[UnlockedUser, UserIndex | None]]:
         """The user and the index as of the transaction; a user who has nothing is a new one, with an index of None."""
         with self._lock:
