@@ -143,6 +143,7 @@ class AsyncMemoryStore(_Above[MemoryStore]):
 
     count_users = _awaited(MemoryStore.count_users)
     verify = _awaited(MemoryStore.verify)
+    reembed = _awaited(MemoryStore.reembed)
     backup = _awaited(MemoryStore.backup)
     key_slots = _awaited(MemoryStore.key_slots)
     add_key = _awaited(MemoryStore.add_key)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["ErasureReceipt", "ImportReport", "KeySlotInfo", "VerifyReport"]
+__all__ = ["ErasureReceipt", "ImportReport", "KeySlotInfo", "ReembedReport", "VerifyReport"]
 
 
 class _Report(BaseModel):
@@ -42,6 +42,24 @@ class ImportReport(_Report):
 
     added: int
     kept: int
+
+
+class ReembedReport(_Report):
+    """What one call of `reembed()` did; what an earlier one had done before it was interrupted does not count.
+
+    Attributes:
+        users: how many users were moved to the new embedder.
+        memories: how many memories these have.
+        embedded: how many texts were embedded for it.
+        files_clean: whether the file was written anew and the write-ahead log emptied, so that no file of the store
+            holds a byte of the old vectors; False when another process was in the way, or disk or memory too small:
+            then call it again.
+    """
+
+    users: int
+    memories: int
+    embedded: int
+    files_clean: bool
 
 
 class VerifyReport(_Report):

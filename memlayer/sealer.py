@@ -155,16 +155,11 @@ class Sealer:
 
     def open_record(self, row: RecordRow, *, user: UnlockedUser) -> OpenedRecord:
         """The record, if it is this user's and as it was sealed."""
-        if row.embedder_no != user.embedder_no:
-            # One space a user, or nothing: vectors of two embedders are never in one index.
-            raise StoreDamagedError("a memory names another embedder than its user does")
         keys = user.keys
         text = keys.text.open(
             row.text, place=self._place(Field.TEXT, user.uref, keys, record=row.memory_id, version=row.text_version)
         )
-        vector = keys.vector.open(
-            row.vector, place=self._vector_place(user, row.memory_id, row.vector_version, row.embedder_no)
-        )
+        vectors = self.open_vectors(row, user=user)
         memory, own_id = decode_turn(text, memory_id=row.memory_id)
         if own_id is not None and keys.memory_id(own_id) != row.memory_id:
             raise StoreDamagedError("a memory stands under another id than its own")
@@ -174,8 +169,16 @@ class Sealer:
             element=self.element(row, keys=keys),
             memory=memory,
             own_id=own_id,
-            vectors=decode_vectors(vector),
+            vectors=vectors,
         )
+
+    def open_vectors(self, row: RecordRow, *, user: UnlockedUser) -> NDArray[np.float32]:
+        """The vectors of a record, if it is this user's, in the user's space, and as it was sealed."""
+        if row.embedder_no != user.embedder_no:
+            # One space a user, or nothing: vectors of two embedders are never in one index.
+            raise StoreDamagedError("a memory names another embedder than its user does")
+        place = self._vector_place(user, row.memory_id, row.vector_version, row.embedder_no)
+        return decode_vectors(user.keys.vector.open(row.vector, place=place))
 
     def element(self, row: RecordRow, *, keys: UserKeys) -> int:
         """The record in its user's multiset hash: all of its clear columns, and both seals."""

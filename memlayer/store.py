@@ -14,12 +14,13 @@ from memlayer.newfile import named
 from memlayer.records import valid_name
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from memlayer.embedders.protocol import Embedder, EmbedderIdentity
     from memlayer.memory import UserMemory
     from memlayer.opening import OpenStore
-    from memlayer.reports import KeySlotInfo, VerifyReport
+    from memlayer.reports import KeySlotInfo, ReembedReport, VerifyReport
     from memlayer.sources import KeySource
 
 __all__ = ["MemoryStore"]
@@ -124,6 +125,34 @@ class MemoryStore:
             StoreDamagedError: naming the first thing that is not as it was written.
         """
         return self._open_parts().verify()
+
+    def reembed(self, new: str | Embedder, *, progress: bool | Callable[[int, int], None] = False) -> ReembedReport:
+        """Changes the store's embedder: embeds every text anew, while the store is in use.
+
+        User by user; each is searched with the embedder that the user's vectors are of, the old one until the new
+        vectors have been verified. When it is interrupted, calling it again goes on; until then this process needs both
+        embedders for all users, and one that has only the old or only the new one gets `EmbedderMismatchError` for a
+        recall or a new memory of the others, while get, history, forget and export work.
+
+        Afterwards `embedder` is the new one; other processes must open the store with it.
+
+        Args:
+            new: as for `open`.
+            progress: show how far it is; or a function that is told how many memories are done, and of how many.
+
+        Raises:
+            ConflictError: another process has begun a move to yet another embedder.
+            EmbedderError: the embedder failed; nothing is lost, call it again.
+            ReadOnlyStoreError: the file can only be read.
+            StoreDamagedError: a user's memories are damaged; that user is left as they are.
+        """
+        from memlayer.reembedding import Reembedding, shown
+
+        parts = self._open_parts()
+        with shown(progress) as told:
+            return Reembedding(
+                resolve(new), vault=parts.vault, database=parts.database, spaces=self._spaces, progress=told
+            ).run()
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Writes a consistent copy to a new file, while the store is in use.

@@ -251,27 +251,24 @@ class Vault:
         return changed
 
     def move(
-        self, write: Write, user: UnlockedUser, *, rows: Sequence[RecordRow], were: Sequence[RecordRow],
-        elements: Sequence[int], embedder_no: int,
+        self, write: Write, user: UnlockedUser, *, rows: Sequence[RecordRow], were: Sequence[int],
+        added: Sequence[int], removed: Sequence[int], embedder_no: int,
     ) -> UnlockedUser:  # fmt: skip
         """One generation in which all of a user's vectors become those of another embedder.
 
         Args:
-            rows: all records as they are now, sealed for the next generation with `embedder_no`. Of a text field only
-                the tag is looked at.
-            were: the same as they were.
-            elements: of those, verified.
+            rows: all records as they are now, sealed for the next generation with `embedder_no`. Their text fields stay
+                as they are and are not looked at.
+            were: the versions of their vectors until now.
+            added: the elements of the records as they are now.
+            removed: the elements of the records as they were, verified.
         """
         user_id = self._open_profile(user.row, user.keys)[0]
         profile = self._seal_profile(user_id, uref=user.uref, keys=user.keys, embedder_no=embedder_no)
-        manifest = user.manifest.changed(
-            added=[self.sealer.element(row, keys=user.keys) for row in rows],
-            removed=list(elements),
-            seals=len(rows) + 2,
-        )
+        manifest = user.manifest.changed(added=list(added), removed=list(removed), seals=len(rows) + 2)
         moved = replace(user, row=user.row._replace(profile=profile), embedder_no=embedder_no)
         moved = self._write_user(write, moved, manifest=manifest, before=user.row)
-        tables.update_vectors(write.connection, rows, were=[row.vector_version for row in were])
+        tables.update_vectors(write.connection, rows, were=were)
         return moved
 
     def erase(self, write: Write, user: UnlockedUser) -> None:
