@@ -40,8 +40,10 @@ _ROLE: Final = re.compile(r"(input_type|task|embeddingPurpose)=(\S+)")
 # How LiteLLM, or a provider behind it, tells a picture or a file from a text: by how a string begins. A user who
 # writes such a line would have it decoded, or looked up with the caller's key. A space in front makes it a text.
 _MEDIA: Final = ("data:", "gs://", "s3://", "files/", "http://", "https://")
-# Letters and spaces are counted as half a token each, every other byte as a whole one.
-_HALVES: Final = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
+# Letters and spaces are counted as half a token each, every other byte as a whole one; and so are letters in what is
+# too long for a word (base64, keys, addresses), of which there is nearly a token a letter.
+_HALVES: Final = re.compile(r"[A-Za-z ]+")
+_NO_WORD: Final = re.compile(r"[!-~]{25,}")
 _STOP: Final = re.compile(r"\n+|[。！？]|[.!?…][\"'”’)\]]*\s+")  # noqa: RUF001 - the full-width ones are meant
 
 
@@ -122,7 +124,7 @@ class LiteLLMEmbedder:
             self._arguments["allowed_openai_params"] = ["dimensions"]
         self._batch = batch or known.batch
         # In half tokens, without the prefix.
-        prefix = max(_cost(_prefix(role)) for role in (self._identity.document_role, self._identity.query_role))
+        prefix = max(sum(_costs(_prefix(role))) for role in (self._identity.document_role, self._identity.query_role))
         self._limit = max(32, 2 * (window or known.window or _WINDOW) - prefix)
 
     def __repr__(self) -> str:
@@ -137,9 +139,9 @@ class LiteLLMEmbedder:
     def split(self, text: str) -> list[str]:
         """The text in parts that the model reads whole; put together, they are the text.
 
-        No tokenizer is at hand, so tokens are counted from above: every byte as one, a letter or space of ASCII as a
-        half. English comes out as about twice what it is. A part ends after a sentence or a line, else after white
-        space, if one ends within its last quarter.
+        No tokenizer is at hand, so tokens are counted from above: every byte as one, a letter or space of ASCII in
+        words as a half. English comes out as about twice what it is. A part ends after a sentence or a line, else
+        after white space, if one ends within its last quarter.
         """
         return list(_parts(text, self._limit))
 
@@ -300,18 +302,22 @@ def _batches(texts: Sequence[str], most: int) -> Iterator[list[str]]:
         yield batch
 
 
-def _cost(text: str) -> int:
-    """Half tokens, counted from above."""
-    raw = text.encode("utf-8", "surrogatepass")
-    return len(raw) + len(raw.translate(None, _HALVES))
+def _costs(text: str) -> list[int]:
+    """For each character half tokens, counted from above."""
+    costs = [2] * len(text) if text.isascii() else [2 * len(one.encode("utf-8", "surrogatepass")) for one in text]
+    for half in _HALVES.finditer(text):
+        costs[half.start() : half.end()] = [1] * (half.end() - half.start())
+    for whole in _NO_WORD.finditer(text):
+        costs[whole.start() : whole.end()] = [2] * (whole.end() - whole.start())
+    return costs
 
 
 def _parts(text: str, limit: int) -> Iterator[str]:
-    if _cost(text) <= limit:
+    # Most turns are far too short, whatever they hold: no character is more than four bytes.
+    if 8 * len(text) <= limit:
         yield text
         return
-    # ends[i]: what the first i + 1 characters cost.
-    ends = list(accumulate(map(_cost, text)))
+    ends = list(accumulate(_costs(text)))
     start = spent = 0
     while ends[-1] - spent > limit:
         stop = max(bisect_right(ends, spent + limit), start + 1)
