@@ -114,7 +114,15 @@ def test_identity_is_pinned():
 
 def test_public_names():
     """`memlayer.embedders` exports these names, in order."""
-    assert memlayer.embedders.__all__ == ["Embedder", "EmbedderIdentity", "MiniLM", "SplittingEmbedder", "resolve"]
+    assert memlayer.embedders.__all__ == [
+        "Embedder",
+        "EmbedderIdentity",
+        "ImageEmbedder",
+        "MiniLM",
+        "SentenceTransformerEmbedder",
+        "SplittingEmbedder",
+        "resolve",
+    ]
 
 
 def test_minilm_has_both_protocols():
@@ -141,12 +149,6 @@ def test_resolve_returns_an_embedder_as_it_is():
     """An object with the protocol is used itself, not wrapped."""
     embedder = HashingEmbedder()
     assert resolve(embedder) is embedder
-
-
-def test_resolve_names_what_it_knows():
-    """An unknown name is refused with the names that this version knows."""
-    with pytest.raises(InvalidInputError, match=r"all-MiniLM-L6-v2.*later release"):
-        resolve("static")
 
 
 def test_resolve_names_what_is_missing():

@@ -125,6 +125,8 @@ def transformers_folder(folder: Path, kind: str, *, seed: int = 0) -> Path:
     """A folder of transformers alone, without the modules of sentence-transformers, as fine-tuners start from."""
     import transformers
 
+    model: Any
+    config: Any
     small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     small |= {"intermediate_size": 37, "max_position_embeddings": 66}
     torch.manual_seed(seed)
@@ -133,9 +135,9 @@ def transformers_folder(folder: Path, kind: str, *, seed: int = 0) -> Path:
         model = transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), **small))
     elif kind == "classifier":
         tokenizer = bert_tokenizer()
-        model = transformers.BertForSequenceClassification(
-            transformers.BertConfig(vocab_size=len(tokenizer), num_labels=1, **small)
-        )
+        config = transformers.BertConfig(vocab_size=len(tokenizer), **small)
+        config.num_labels = 1
+        model = transformers.BertForSequenceClassification(config)
     elif kind == "roberta":
         tokenizer = byte_tokenizer()
         model = transformers.RobertaModel(
@@ -177,6 +179,7 @@ def sentence_transformer(
     prompts: dict[str, str] | None = None,
     include_prompt: bool = True,
     max_seq_length: int | None = None,
+    chat_template: str | None = None,
     truncate_dim: int | None = None,
     seed: int = 0,
 ) -> Path:
@@ -185,6 +188,8 @@ def sentence_transformer(
     from sentence_transformers.sentence_transformer import modules
 
     start = transformers_folder(folder.with_name(folder.name + "-start"), kind, seed=seed)
+    if chat_template is not None:
+        edit(start / "tokenizer_config.json", chat_template=chat_template)
     torch.manual_seed(seed)
     transformer = modules.Transformer(str(start))
     if max_seq_length is not None:
@@ -199,6 +204,22 @@ def sentence_transformer(
         steps.append(modules.Normalize())
     model = SentenceTransformer(modules=steps, prompts=prompts, truncate_dim=truncate_dim, device="cpu")
     model.save(str(folder), create_model_card=False)
+    shutil.rmtree(start)
+    return folder
+
+
+def router(folder: Path, *, seed: int = 0) -> Path:
+    """Static vectors for queries beside a BERT for documents, of one length."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer import modules
+
+    start = transformers_folder(folder.with_name(folder.name + "-start"), "bert", seed=seed)
+    transformer = modules.Transformer(str(start))
+    pooling = modules.Pooling(transformer.get_embedding_dimension(), "mean")
+    static = modules.StaticEmbedding(Tokenizer.from_file(str(start / "tokenizer.json")), embedding_dim=32)
+    routes = Router.for_query_document(query_modules=[static], document_modules=[transformer, pooling])
+    SentenceTransformer(modules=[routes, modules.Normalize()], device="cpu").save(str(folder), create_model_card=False)
     shutil.rmtree(start)
     return folder
 
@@ -242,7 +263,6 @@ def cross_encoder(folder: Path, *, labels: int = 1, activation: str | None = Non
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),
-        num_labels=labels,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -250,6 +270,7 @@ def cross_encoder(folder: Path, *, labels: int = 1, activation: str | None = Non
         max_position_embeddings=66,
         initializer_range=0.4,  # so that scores differ
     )
+    config.num_labels = labels
     start = folder.with_name(folder.name + "-start")
     transformers.BertForSequenceClassification(config).eval().save_pretrained(start)
     tokenizer.save_pretrained(start)

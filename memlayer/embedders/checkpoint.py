@@ -16,14 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from memlayer.errors import EmbedderError, WeightsUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["TRANSFORMER", "Checkpoint", "Module", "read", "remote_code"]
 
@@ -61,11 +61,17 @@ class Module:
         kind: the name of its class, such as "Pooling".
         path: its folder within the model's; "" for that folder itself.
         config: its own settings.
+        routes: of a Router, its modules by the role that takes them.
     """
 
     kind: str
     path: str
     config: Mapping[str, Any]
+    routes: Mapping[str, tuple[Module, ...]] = field(default_factory=dict)
+
+    def leaves(self) -> tuple[Module, ...]:
+        """The modules within, or this one."""
+        return tuple(leaf for route in self.routes.values() for each in route for leaf in each.leaves()) or (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,7 @@ class Checkpoint:
             EmbedderError: the files do not tell it.
         """
         if not self.modules:
-            return self._hidden(projected=self.projects)
+            return self._hidden(self.config, projected=self.projects)
         return self._after(self.modules)
 
     def files(self) -> list[Path]:
@@ -128,8 +134,8 @@ class Checkpoint:
             EmbedderError: there are no safetensors weights where weights are due.
             WeightsUnavailableError: a part of them is missing.
         """
-        found = {self.folder / "modules.json"}
-        for module in self.modules or (Module("Transformer", "", {}),):
+        found = {self.folder / "modules.json", *self.folder.rglob("router_config.json")}
+        for module in leaves(self.modules) or (Module("Transformer", "", {}),):
             folder = self.folder / module.path
             if module.kind in TRANSFORMER or not module.path:
                 found |= set(self._of_transformers(folder))
@@ -183,7 +189,10 @@ class Checkpoint:
         for module in modules:
             config = module.config
             if module.kind in TRANSFORMER:
-                length = self._hidden(projected=not pooled)
+                config = _json(self.folder / module.path / "config.json", default={})
+                length = self._hidden(config, projected=not pooled)
+            elif module.kind == "Router":
+                length = self._after(module.routes.get("document") or next(iter(module.routes.values())))
             elif module.kind == "Pooling":
                 length = int(config.get("embedding_dimension") or config["word_embedding_dimension"]) * _modes(config)
             elif module.kind == "Dense":
@@ -197,13 +206,12 @@ class Checkpoint:
             raise self._unknown_length("its modules")
         return length
 
-    def _hidden(self, *, projected: bool) -> int:
-        configs = [self.config, self.config.get("text_config") or {}]
+    def _hidden(self, config: Mapping[str, Any], *, projected: bool) -> int:
         names = ["hidden_size", "d_model", "dim", "n_embd"]
-        for config in configs:
+        for own in (config, config.get("text_config") or {}):
             for name in ["projection_dim", *names] if projected else names:
-                if isinstance(config.get(name), int):
-                    return int(config[name])
+                if isinstance(own.get(name), int):
+                    return int(own[name])
         raise self._unknown_length("its config.json")
 
     def _unknown_length(self, what: str) -> EmbedderError:
@@ -227,7 +235,7 @@ def read(folder: Path, model: str) -> Checkpoint:
     """
     listed = _json(folder / "modules.json", default=[])
     modules = tuple(_module(folder, entry, model) for entry in listed)
-    home = next((module.path for module in modules if module.kind in TRANSFORMER), "")
+    home = next((module.path for module in leaves(modules) if module.kind in TRANSFORMER), "")
     checkpoint = Checkpoint(
         folder=folder,
         model=model,
@@ -269,13 +277,26 @@ def _module(folder: Path, entry: Mapping[str, Any], model: str) -> Module:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
         raise EmbedderError(f"{model}: its modules.json points out of its folder", model=model)
     kind = name.rpartition(".")[2]
-    files = ["config.json"]
+    if kind == "Router":
+        router = _json(folder / path / "router_config.json")
+        within = {
+            name: {"type": each, "path": str(PurePosixPath(path) / name)} for name, each in router["types"].items()
+        }
+        routes = {
+            role: tuple(_module(folder, within[name], model) for name in names)
+            for role, names in router["structure"].items()
+        }
+        return Module(kind, path, router, routes)
+    files = [folder / path / "config.json"]
     if kind in TRANSFORMER:
-        files = sorted(each.name for each in (folder / path).glob("sentence_*_config.json"))
-    config: Mapping[str, Any] = next(
-        (_json(folder / path / each) for each in files if (folder / path / each).is_file()), {}
-    )
-    return Module(kind, path, config)
+        files = sorted((folder / path).glob("sentence_*_config.json"))
+    found = [each for each in files if each.is_file()]
+    return Module(kind, path, _json(found[0]) if found else {})
+
+
+def leaves(modules: Iterable[Module]) -> list[Module]:
+    """The modules, and in place of each router those within it."""
+    return [leaf for module in modules for leaf in module.leaves()]
 
 
 def _modes(config: Mapping[str, Any]) -> int:

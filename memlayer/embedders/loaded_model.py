@@ -9,6 +9,7 @@ from memlayer.embedders.batching import by_length
 from memlayer.embedders.checkpoint import TRANSFORMER
 from memlayer.embedders.images import require
 from memlayer.embedders.loading import borrowing, quiet
+from memlayer.embedders.splitting import split
 from memlayer.embedders.tokens import Tokens, take_over
 from memlayer.errors import EmbedderError, MissingExtraError
 
@@ -61,6 +62,23 @@ class LoadedModel:
             return tokens.longest - (tokens.own if ids is None else ids.shape[-1])
         # One more: at the seam of prompt and text a piece may be cut otherwise than in each of them.
         return tokens.longest - tokens.own - (tokens.count(prompt) + 1 if prompt else 0)
+
+    def parts(self, text: str, *, prompt: str, window: int) -> Iterator[str]:
+        """The text in parts that are read whole behind the prompt, `window` pieces each or a few less."""
+        tokens = self.tokens
+        # A piece is a character at least; one more may be what a tokenizer puts before the first word.
+        if tokens is None or (len(text) < window and text.isascii()):
+            yield text
+            return
+        for part in split(text, tokens.whole, window=window):
+            over = 0
+            if prompt and not self.prepares and tokens.longest is not None:
+                # A tokenizer without words, as Mistral's, may join the prompt's end and the part's beginning anew.
+                over = tokens.count(prompt + part) + tokens.own - tokens.longest
+            if over > 0 and len(part) > 1 and window > over:
+                yield from self.parts(part, prompt=prompt, window=window - over)
+            else:
+                yield part
 
     def read(
         self, texts: Sequence[str], *, prompt: str, role: Role, batch: int
@@ -118,10 +136,13 @@ def load(checkpoint: Checkpoint, *, pooling: str | None, device: str) -> LoadedM
     special = ("query_expansion", "processing_kwargs", "query_length", "document_length")
     prepares = (
         type(first).__name__ not in TRANSFORMER
-        or "message" in getattr(first, "modality_config", {})
+        or "message" in first.modality_config
         or any(getattr(first, name, None) for name in special)
     )
-    tokens = take_over(getattr(model, "tokenizer", None), longest=longest(model))
+    # Of a router, the way that documents take: they are what is split.
+    routes = getattr(first, "sub_modules", {})
+    reader = routes["document"][0] if "document" in routes else first
+    tokens = take_over(getattr(reader, "tokenizer", None), longest=longest(reader))
     return LoadedModel(
         model=model,
         tokens=tokens,
@@ -161,13 +182,13 @@ def _sentence_transformer(checkpoint: Checkpoint, *, pooling: str | None, device
     return loaded
 
 
-def longest(model: Any) -> int | None:
-    """How many pieces the model reads at once; None where it sets no limit."""
-    limit: int | None = model.max_seq_length
-    # A tokenizer without a limit says 10 ** 30.
+def longest(module: Any) -> int | None:
+    """How many pieces a model's first module reads at once; None where it sets no limit."""
+    limit: int | None = getattr(module, "max_seq_length", None)
+    # A tokenizer without a limit says 10 ** 30, and static vectors say infinity.
     if not isinstance(limit, int) or limit > 1_000_000:
         return None
-    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
+    config: Any = getattr(getattr(module, "auto_model", None), "config", None)
     if getattr(config, "model_type", None) in _OFFSET_POSITIONS:
         return min(limit, int(config.max_position_embeddings - config.pad_token_id - 1))
     return limit

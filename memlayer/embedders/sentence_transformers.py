@@ -27,7 +27,6 @@ from memlayer.embedders.loaded_model import load
 from memlayer.embedders.loading import failures, once
 from memlayer.embedders.prompts import Prompts, configured, published
 from memlayer.embedders.protocol import EmbedderIdentity
-from memlayer.embedders.splitting import split
 from memlayer.errors import EmbedderError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -147,15 +146,13 @@ class SentenceTransformerEmbedder:
         _check(text)
         loaded = self._load()
         with failures(self._model, texts=1):
-            window = loaded.window(self.identity.document_role)
-            if window is None or loaded.tokens is None:
+            role = self.identity.document_role
+            window = loaded.window(role)
+            if window is None:
                 return [text]
             if window < 1:
                 raise EmbedderError(f"the document prompt of {self._model} leaves no room for a text")
-            # A piece is a character at least; one more may be what a tokenizer puts before the first word.
-            if len(text) < window and text.isascii():
-                return [text]
-            return split(text, loaded.tokens.whole, window=window)
+            return list(loaded.parts(text, prompt=role, window=window))
 
     def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """`(n, dimensions)` float32, one row of length 1 a text, in the order given, each behind the document prompt.

@@ -171,7 +171,7 @@ def _load(checkpoint: Checkpoint, *, max_length: int | None, device: str) -> _Lo
     # A language model as reranker wants its chat template, a prompt, and its padding on the left.
     plain = type(first).__name__ in TRANSFORMER and first.transformer_task == "sequence-classification"
     prompted = "message" in first.modality_config or model.default_prompt_name is not None
-    tokens = take_over(model.tokenizer, longest=longest(model)) if plain and not prompted else None
+    tokens = take_over(model.tokenizer, longest=longest(first)) if plain and not prompted else None
     return _Loaded(model, tokens)
 
 
