@@ -172,6 +172,9 @@ class OnnxMiniLM:
 
 def _load(folder: Path | None, *, int8: bool) -> _Loaded:
     """Find, check and load the model, and try it."""
+    # Since 1.29 onnxruntime sends its maker what it runs, unless this is set before it is first imported; no memory is
+    # in that, but memlayer promises no network. The thread that sends also keeps forked children from ending.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
         from safetensors.numpy import load_file
@@ -183,6 +186,7 @@ def _load(folder: Path | None, *, int8: bool) -> _Loaded:
             "another embedder",
             extra="onnx",
         ) from error
+    onnxruntime.disable_telemetry_events()  # On Windows, and where the program itself imported it earlier.
     if folder is None:
         folder = weights.find()
     weights.verify(folder)
