@@ -376,7 +376,8 @@ def _known_embedder(database: Database, keys: StoreKeys, *, identity: EmbedderId
     raise EmbedderMismatchError(
         f"this store was written with the embedder {written.model!r} ({written.dimensions} dimensions), not with "
         f"{identity.model!r} ({identity.dimensions}); they differ in: {', '.join(differing)}. Open it with the "
-        "embedder that it was written with; to change over, do that and call store.reembed(new_embedder)",
+        "embedder that it was written with; to change over, do that and call store.reembed(new_embedder), or run "
+        "`memlayer reembed`",
         written=written.model,
         given=identity.model,
     )

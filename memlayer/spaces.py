@@ -69,7 +69,7 @@ class Spaces:
         return EmbedderMismatchError(
             f"this user's memories are embedded by {theirs.model!r} ({theirs.dimensions} dimensions), and the store is "
             f"open here with {own.model!r} ({own.dimensions} dimensions). Open it with that embedder, or finish the "
-            "change of embedder with store.reembed(...); until then get, history, forget and export work",
+            "change of embedder with `memlayer reembed`; until then get, history, forget and export work",
             written=theirs.model,
             given=own.model,
         )

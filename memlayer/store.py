@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memlayer.reports import KeySlotInfo, ReembedReport, VerifyReport
     from memlayer.sources import KeySource
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "open_to_reembed"]
 
 DEFAULT_CACHE_BYTES = 512 * 1024 * 1024
 """How much RAM the indexes of all users may take together."""
@@ -79,6 +79,21 @@ class MemoryStore:
             RollbackDetectedError: it is older than what this machine last saw of it.
             EmbedderMismatchError: it was written with another embedder.
         """
+        return cls._opened(
+            path, keys=keys, embedder=resolve(embedder), accept_rollback=accept_rollback, cache_bytes=cache_bytes
+        )
+
+    @classmethod
+    def _opened(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        keys: KeySource | None,
+        embedder: Embedder,
+        accept_rollback: bool = False,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+        any_space: bool = False,
+    ) -> MemoryStore:
         # Imported here: SQLAlchemy, the driver and the cryptography take half a second that `import memlayer` has not.
         from memlayer.opening import open_store
 
@@ -86,11 +101,15 @@ class MemoryStore:
             raise InvalidInputError(
                 "keys must be a Passphrase, KeyFile, RawKey or RecoveryKey, not " + type(keys).__name__
             )
-        resolved = resolve(embedder)
         parts = open_store(
-            _file(path), keys=keys, identity=resolved.identity, accept_rollback=accept_rollback, cache_bytes=cache_bytes
+            _file(path),
+            keys=keys,
+            identity=embedder.identity,
+            accept_rollback=accept_rollback,
+            cache_bytes=cache_bytes,
+            any_space=any_space,
         )
-        return cls(parts, embedder=resolved)
+        return cls(parts, embedder=embedder)
 
     def user(self, user_id: str) -> UserMemory:
         """The memory of one user, and the only way to data. Writes nothing: a user exists from the first memory on.
@@ -226,6 +245,12 @@ class MemoryStore:
         if self._parts is None:
             raise StoreClosedError("the store is closed; open it again")
         return self._parts
+
+
+def open_to_reembed(path: str | os.PathLike[str], *, keys: KeySource | None, embedder: Embedder) -> MemoryStore:
+    """The store at `path`, open with an embedder that it may never have been written with: for `reembed`, which does
+    not need the old one. Until that has moved them, users can be read and exported, not searched."""
+    return MemoryStore._opened(path, keys=keys, embedder=embedder, any_space=True)
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
