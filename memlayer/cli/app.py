@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from memlayer.cli import chat, demo, evaluate, exports, mcp, memories, reembed, stores
+from memlayer.cli import chat, demo, distil_embedder, evaluate, exports, mcp, memories, reembed, stores
 from memlayer.cli.output import EXIT_CODES, exit_code, print_error, told
 from memlayer.errors import MemlayerError
 
@@ -98,6 +98,7 @@ for _name, _command in (
     ("info", stores.info),
     ("verify", stores.verify),
     ("eval", evaluate.evaluate),
+    ("distil-embedder", distil_embedder.distil_embedder),
     ("reembed", reembed.reembed),
     ("chat", chat.chat),
     ("mcp", mcp.mcp),
