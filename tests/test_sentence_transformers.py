@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from memlayer.embedders import (
     SentenceTransformerEmbedder,
     SplittingEmbedder,
     hub,
+    loaded_model,
     loading,
     resolve,
 )
@@ -79,7 +81,7 @@ FAMILIES = {
 def make(tmp_path_factory):
     """Makes a model once and gives its folder."""
     home = tmp_path_factory.mktemp("models")
-    made = {}
+    made: dict[str, Path] = {}
 
     def make(maker=tiny_models.sentence_transformer, *args, **options):
         key = repr((maker, args, options))
@@ -650,7 +652,7 @@ def test_values_that_cannot_be(make, options):
 
 def test_what_is_no_text_is_refused(make):
     """None is no text, and a text is no list of letters."""
-    embedder = SentenceTransformerEmbedder(bert(make))
+    embedder: Any = SentenceTransformerEmbedder(bert(make))
     for call in (embedder.embed_query, lambda text: embedder.embed_documents([text]), embedder.split):
         with pytest.raises(InvalidInputError, match="must be a str, not NoneType"):
             call(None)
@@ -775,6 +777,16 @@ def test_resolve_wants_a_provider_and_a_model(name):
     """A LiteLLM name without provider and model is refused with an example."""
     with pytest.raises(InvalidInputError, match="litellm/openai/text-embedding-3-small"):
         resolve(name)
+
+
+def test_resolve_takes_the_names_of_the_others(tmp_path):
+    """ "onnx" and "static" are those embedders, a folder of model2vec is static vectors, a LiteLLM name a provider's."""
+    (tmp_path / "config.json").write_text('{"model_type": "model2vec"}')
+    kinds = [type(resolve(name)).__name__ for name in ("onnx", "static", tmp_path, str(tmp_path))]
+    assert kinds == ["OnnxMiniLM", "StaticEmbedder", "StaticEmbedder", "StaticEmbedder"]
+    embedder = resolve("litellm/openai/text-embedding-3-small")
+    assert type(embedder).__name__ == "LiteLLMEmbedder"
+    assert embedder.identity.dimensions == 1536
 
 
 # Images
@@ -917,7 +929,7 @@ def test_threads_get_the_vectors_they_would_get_alone(make, maker):
 def test_racing_threads_load_once(make, monkeypatch):
     """Threads and objects that embed their first text at the same moment load one model between them."""
     loads = []
-    real = module.load
+    real = loaded_model.load
 
     def load(checkpoint, **options):
         loads.append(checkpoint)

@@ -272,6 +272,7 @@ def remote_code(model: str) -> EmbedderError:
 
 def _module(folder: Path, entry: Mapping[str, Any], model: str) -> Module:
     name, path = str(entry.get("type", "")), str(entry.get("path", ""))
+    path = "" if path == "." else path
     if not name.startswith("sentence_transformers."):
         raise remote_code(model)
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:

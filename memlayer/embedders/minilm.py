@@ -17,7 +17,6 @@ After a fork the loaded model stays (its pages are shared), and runs on one thre
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from memlayer.embedders import weights
 from memlayer.embedders.batching import by_length, padded
+from memlayer.embedders.loading import quiet
 from memlayer.embedders.protocol import EmbedderIdentity
 from memlayer.embedders.splitting import split
 from memlayer.errors import EmbedderError, InvalidInputError, MissingExtraError
@@ -169,7 +169,7 @@ def _load(folder: Path | None) -> _Loaded:
             'it with `pip install "memlayer-sdk[local]"`, or pass another embedder',
             extra="local",
         ) from error
-    with _quiet():
+    with quiet():
         if folder is None:
             folder = weights.find()
         weights.verify(folder)
@@ -212,27 +212,6 @@ def _failures(*, texts: int) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001 - neither library says what it raises
         raise EmbedderError(f"{weights.MODEL} failed ({type(error).__name__})", texts=texts) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars, hints and load reports out of somebody else's terminal; errors still come through."""
-    from transformers.utils import logging as chatter
-
-    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "sentence_transformers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    bars = chatter.is_progress_bar_enabled()  # those of the hub library go with them
-    if bars:
-        chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for logger in loggers:
-        logger.setLevel(max(logger.level, logging.ERROR))
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            chatter.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _after_fork() -> None:

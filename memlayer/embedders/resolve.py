@@ -85,10 +85,11 @@ def _named(name: str) -> Embedder:
 
 
 def _local(model: str | Path) -> Embedder:
-    if _is_static(Path(model).expanduser()):
+    folder = Path(model).expanduser()
+    if _is_static(folder):
         from memlayer.embedders.static import StaticEmbedder
 
-        return StaticEmbedder(folder=model)
+        return StaticEmbedder(folder)
     return SentenceTransformerEmbedder(model)
 
 
