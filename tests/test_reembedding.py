@@ -31,9 +31,9 @@ from memlayer import (
     ReadOnlyStoreError,
     StoreDamagedError,
     Turn,
+    tables,
 )
 from memlayer import reembedding as module
-from memlayer import tables
 from memlayer.cli.app import app
 from memlayer.items import ItemKind
 from memlayer.reembedding import Reembedding
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 KEY = RawKey(bytes(range(32)))
 USERS = {"alice": 12, "bob": 5, "carol": 1}
-WORDS = "cello otter violet harbour walnut copper meadow lantern saffron glacier thimble orchard".split()
+WORDS = ["cello", "otter", "violet", "harbour", "walnut", "copper"]
+WORDS += ["meadow", "lantern", "saffron", "glacier", "thimble", "orchard"]
 
 
 class Other(HashingEmbedder):
@@ -583,8 +584,8 @@ def test_an_old_profile_that_is_put_back_is_damage(path):
 
 
 def test_another_process_with_the_old_embedder(path):
-    """One that has the store open meanwhile and after: its users go on until they are moved, and from then on its recalls
-    and new memories are typed errors, also for users whom it had in RAM, and for users who are new."""
+    """One that has the store open meanwhile and after: its users go on until they are moved, and from then on its
+    recalls and new memories are typed errors, also for users whom it had in RAM, and for users who are new."""
     with opened(path, HashingEmbedder()) as late, opened(path, HashingEmbedder()) as store:
         assert all(finds(late, name) for name in USERS)
         new = Other(64)
@@ -613,8 +614,8 @@ def test_another_process_with_the_old_embedder(path):
 
 
 def test_callers_vectors_are_of_the_stores_embedder(path, small_steps):
-    """A process that has both takes vectors of the embedder that it was opened with, until the move has ended; a user in
-    the other space refuses them, though their length is right."""
+    """A process that has both takes vectors of the embedder that it was opened with, until the move has ended; a user
+    in the other space refuses them, though their length is right."""
     old, new = HashingEmbedder(64), Other(64)
     with stopped_midway(path, new) as store:
         for name, number in spaces(store).items():
@@ -757,8 +758,8 @@ def test_a_user_who_never_stops_writing_is_moved(path, monkeypatch):
 
 
 def test_a_new_user_in_the_old_space_at_the_last_moment(path, monkeypatch):
-    """Between the last look and the end another process writes for a new user with the old embedder: the end sees it, and
-    moves that user too."""
+    """Between the last look and the end another process writes for a new user with the old embedder: the end sees it,
+    and moves that user too."""
     with opened(path, HashingEmbedder()) as store, opened(path, HashingEmbedder()) as other:
         finish, left = Reembedding._finish, ["dora", "eric"]
 
@@ -929,8 +930,8 @@ def test_no_old_vector_is_left_in_the_files(tmp_path):
 
 
 def test_the_command(path, tmp_path, monkeypatch):
-    """`memlayer reembed` moves a store from any embedder to one that it knows by name, says what it did, and does nothing
-    the second time; afterwards the other commands, which use that one, work."""
+    """`memlayer reembed` moves a store from any embedder to one that it knows by name, says what it did, and does
+    nothing the second time; afterwards the other commands, which use that one, work."""
     monkeypatch.setenv("MEMLAYER_KEY", base64.b64encode(bytes(range(32))).decode())
     run = CliRunner()
     missing = run.invoke(app, ["reembed", "all-MiniLM-L6-v2", "--store", str(tmp_path / "none.db")])
