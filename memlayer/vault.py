@@ -118,13 +118,13 @@ class Vault:
         """The embedders of the store by number; vectors of them can be opened from then on. The highest is the one that
         new memories are for; lower ones are there while a move to it is not finished."""
         rows = tables.read_embedders(connection)
+        if not rows:
+            raise StoreDamagedError("the store does not say which embedder it was written with")
         if rows != self._embedder_rows:
             identities = {}
             for row in rows:
                 opened = unpad(self._keys.meta.open(row.sealed, place=self._embedder_place(row.embedder_no)))
                 identities[row.embedder_no] = EmbedderIdentity.model_validate_json(opened)
-            if not identities:
-                raise StoreDamagedError("the store does not say which embedder it was written with")
             self.directory.check_slots(connection)
             self._identities.update(identities)
             self._digests.update({number: identity.digest() for number, identity in identities.items()})
