@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import subprocess
@@ -780,7 +781,7 @@ def test_resolve_wants_a_provider_and_a_model(name):
 
 
 def test_resolve_takes_the_names_of_the_others(tmp_path):
-    """ "onnx" and "static" are those embedders, a folder of model2vec is static vectors, a LiteLLM name a provider's."""
+    """The names onnx and static, a folder of model2vec, and a LiteLLM name give those embedders."""
     (tmp_path / "config.json").write_text('{"model_type": "model2vec"}')
     kinds = [type(resolve(name)).__name__ for name in ("onnx", "static", tmp_path, str(tmp_path))]
     assert kinds == ["OnnxMiniLM", "StaticEmbedder", "StaticEmbedder", "StaticEmbedder"]
@@ -983,3 +984,16 @@ def test_a_failed_load_is_tried_again():
         loading.once(key, fail)
     assert loading.once(key, lambda: "model") == "model"
     assert loading.once(key, fail) == "model"
+
+
+def test_two_quiet_loads_at_once():
+    """However two loads overlap, the levels of other libraries' loggers are those of before once both are over."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    first, second = loading.quiet(), loading.quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logger.level >= logging.ERROR
+    second.__exit__(None, None, None)
+    assert logger.level == before

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from memlayer.errors import EmbedderError, MemlayerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Hashable, Iterator
 
 __all__ = ["borrowing", "failures", "once", "quiet"]
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 _loaded: Final[dict[Hashable, Any]] = {}
 _loading = threading.Lock()
 _borrowing = threading.Lock()
+_quieting = threading.Lock()
+_before: Final[list[Callable[[], None]]] = []
 
 
 def once(key: Hashable, load: Callable[[], T]) -> T:
@@ -64,7 +67,25 @@ def failures(model: str, *, texts: int) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars, hints and load reports out of somebody else's terminal; errors still come through."""
+    """Keep progress bars, hints and load reports out of somebody else's terminal; errors still come through.
+
+    Two models may be loading at once: the first to come turns things down, and the last to go turns them up again.
+    """
+    with _quieting:
+        if not _before:
+            _before.append(_turn_down())
+        else:
+            _before.append(_before[-1])
+    try:
+        yield
+    finally:
+        with _quieting:
+            turn_up = _before.pop()
+            if not _before:
+                turn_up()
+
+
+def _turn_down() -> Callable[[], None]:
     from transformers.utils import logging as chatter
 
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "sentence_transformers", "transformers")]
@@ -74,21 +95,27 @@ def quiet() -> Iterator[None]:
         chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
     for logger in loggers:
         logger.setLevel(max(logger.level, logging.ERROR))
-    try:
-        yield
-    finally:
+
+    def turn_up() -> None:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if bars:
             chatter.enable_progress_bar()  # type: ignore[no-untyped-call]
 
+    return turn_up
+
 
 def _after_fork() -> None:
     """In a forked child: the locks may be held by threads that are not there, and OpenMP counts on workers that are
     not there either; on one thread it needs none (measured, see `memlayer.embedders.minilm`)."""
-    global _loading, _borrowing
+    global _loading, _borrowing, _quieting
     _loading = threading.Lock()
     _borrowing = threading.Lock()
+    _quieting = threading.Lock()
+    # Of threads that are not there; the parent turns its own things up.
+    for turn_up in _before[:1]:
+        turn_up()
+    _before.clear()
     if _loaded:
         import torch
 
