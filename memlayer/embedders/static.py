@@ -265,10 +265,13 @@ def _load(folder: Path, identity: EmbedderIdentity) -> _Loaded:
         raise _wrong(folder, "they are not those that the identity was taken from")
     tensors = _tensors(files, folder)
     tokenizer = _tokenizer(files, folder)
-    table = tensors["embeddings"]
-    rows, factors = tensors.get("mapping"), tensors.get("weights")
-    pieces = len(table) if rows is None else len(rows)
-    if pieces < tokenizer.get_vocab_size() or (rows is not None and (rows.min() < 0 or rows.max() >= len(table))):
+    table, rows, factors = tensors["embeddings"], tensors.get("mapping"), tensors.get("weights")
+    pieces = tokenizer.get_vocab_size()
+    if (
+        (len(table) if rows is None else rows.size) < pieces
+        or (rows is not None and (rows.ndim != 1 or rows.min() < 0 or rows.max() >= len(table)))
+        or (factors is not None and (factors.ndim != 1 or len(factors) < pieces))
+    ):
         raise _wrong(folder, "the vectors do not fit the tokenizer")
     if not np.isfinite(table).all():
         raise _wrong(folder, "the vectors are not finite")
