@@ -54,6 +54,8 @@ _RESERVED: Final = frozenset(
 
 _speaking: ContextVar[bool] = ContextVar("memlayer_litellm_call", default=False)
 _importing = threading.Lock()
+_forked = False
+_left: Final[list[Any]] = []
 
 
 def require_litellm() -> None:
@@ -279,7 +281,32 @@ def _litellm() -> Any:
             logger = logging.getLogger(name)
             if _not_ours not in logger.filters:
                 logger.addFilter(_not_ours)
+        if _forked:
+            _leave_connections(litellm)
     return litellm
+
+
+def _leave_connections(litellm: Any) -> None:
+    """In a forked child: clients of its own. The parent's connections came along, and two processes that speak over
+    one connection may read each other's answers: vectors of other texts.
+
+    LiteLLM makes both anew when they are asked for. The old ones are kept and never used, because closing them is the
+    parent's business.
+    """
+    global _forked
+    for name in ("in_memory_llm_clients_cache", "module_level_client"):
+        old = vars(litellm).pop(name, None)
+        if old is not None:
+            _left.append(old)
+            if not hasattr(litellm, name):  # a LiteLLM that makes it only once, while it is imported
+                setattr(litellm, name, old)
+    _forked = False
+
+
+def _after_fork() -> None:
+    global _forked, _importing
+    _forked = True
+    _importing = threading.Lock()  # a thread that was importing held it, and will never let go of this copy
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
@@ -325,12 +352,18 @@ def _silent_class() -> Any:
     if _silent is None:
         from litellm.litellm_core_utils.litellm_logging import Logging
 
+        def pre_call(self: Any, input: Any = None, *_: Any, **__: Any) -> None:
+            self.model_call_details["input"] = input  # LiteLLM counts Cohere's tokens from this
+
         def nothing(*_: Any, **__: Any) -> None:
             return None
 
-        hooks = ("pre_call", "post_call", "success_handler", "failure_handler")
-        _silent = type("SilentLogging", (Logging,), dict.fromkeys(hooks, nothing))
+        hooks = dict.fromkeys(("post_call", "success_handler", "failure_handler"), nothing)
+        _silent = type("SilentLogging", (Logging,), {"pre_call": pre_call, **hooks})
     return _silent
 
 
 _silent: Any = None
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -588,6 +589,52 @@ def test_threads_share_one_embedder():
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(work, range(32)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_has_connections_of_its_own():
+    """A parent and its forked child that embed at once never wait for, or get, each other's answers."""
+    out = python(
+        f"""
+        import os, sys, time
+        import numpy as np
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from memlayer.embedders.litellm import LiteLLMEmbedder
+        from tests.adapters.loopback import Loopback
+        from tests.adapters.wires import embeddings as wire
+
+        def served(request):
+            time.sleep(0.005)
+            return script(request)
+
+        def wrong(embedder, who):
+            count = 0
+            for number in range(25):
+                text = f"{{who}} {{number}}"
+                wanted = np.asarray(wire.vector(text, 1024))
+                try:
+                    got = embedder.embed_query(text)
+                    count += not np.allclose(got, wanted / np.linalg.norm(wanted), atol=1e-6)
+                except Exception:
+                    count += 1
+            return count
+
+        script = wire.Embeddings()
+        with Loopback(served) as server:
+            for model, path in [("openai/text-embedding-3-small", "/v1"), ("cohere/e", "/e"), ("ollama/bge-m3", "")]:
+                embedder = LiteLLMEmbedder(
+                    model, dimensions=1024, api_base=server.url + path, api_key="k", retries=0, timeout=3
+                )
+                script.dimensions = 1024
+                embedder.embed_query("a connection that is kept")
+                child = os.fork()
+                if child == 0:
+                    os._exit(wrong(embedder, "child"))
+                own = wrong(embedder, "parent")
+                print(own, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """
+    )
+    assert out.split() == ["0"] * 6
 
 
 @given(text=st.text(max_size=400), window=st.integers(16, 64))
