@@ -84,7 +84,7 @@ class OnnxMiniLM:
     """all-MiniLM-L6-v2 on onnxruntime, on the CPU. Shareable by threads; cheap to make.
 
     In float32 its identity is MiniLM's own, and a store that was written with one opens with the other: their vectors
-    agree to 1e-4 (measured 3e-7). In int8 a query takes about two thirds of the time, the vectors are others (their
+    agree to 1e-4 (measured 3e-7). In int8 a query takes about half the time, the vectors are others (their
     cosine to the float32 ones is about .99), and so is the identity.
 
     Args:
