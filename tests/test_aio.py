@@ -226,10 +226,12 @@ OF_A_USER: dict[str, Callable[[AsyncUserMemory, str, Path], Awaitable[Any]]] = {
 }
 EMBEDDING = {"remember", "remember_many", "update", "recall", "prepare", "capture"}
 
+OTHER_EMBEDDER = HashingEmbedder(32)
+
 OF_A_STORE: dict[str, Callable[[AsyncMemoryStore, Path], Awaitable[Any]]] = {
     "count_users": lambda store, _: store.count_users(),
     "verify": lambda store, _: store.verify(),
-    "reembed": lambda store, _: store.reembed(HashingEmbedder(32)),
+    "reembed": lambda store, _: store.reembed(OTHER_EMBEDDER),
     "backup": lambda store, folder: store.backup(folder / "backup.db"),
     "key_slots": lambda store, _: store.key_slots(),
     "add_key": lambda store, _: store.add_key(SECOND_KEY),

@@ -93,12 +93,17 @@ HARMLESS = [
     "DELETE items: items.kind = ?",
     "UPDATE items: items.uref = ?",
     "UPDATE items: items.kind = ?",
+    "SELECT items: items.uref = ?",  # by id: as above
+    "SELECT items: items.kind = ?",
+    "SELECT items: items.item_id IN (?)",  # what a move has saved, which can be embedded again
     "SELECT items: items.version > ?",  # it only saves reading what is known
     "SELECT items: WHERE items.uref = ?",  # a list of ids, to find which of one's own are gone
     "DELETE records: records.uref = ?",  # an id is random, or made with the user's key: no two users have the same
     "SELECT records: records.uref = ?",
     "UPDATE records: records.uref = ?",
     "SELECT records: records.memory_id IN (?)",  # a second look takes the right ones
+    "UPDATE records: records.uref = ?",  # of a record's vectors: as above
+    "UPDATE records: records.vector_version = ?",  # nobody is beside the transaction
     "SELECT records: records.changed > ?",  # it only saves reading what is known
     "SELECT users, directory: WHERE users.uref = ?",  # of the two seals that tell of a change one is enough
     "SELECT users, directory: WHERE directory.bucket = ?",

@@ -127,6 +127,8 @@ class Meddler:
             self.seen.setdefault(alike, set()).add(self.step)
         if not self.active or self.mutant is None or alike != self.mutant.statement:
             return statement, parameters
-        assert not many
         self.applied += 1
+        if many:
+            changed = [_without(statement, tuple(one), self.mutant) for one in parameters]
+            return changed[0][0], [one for _, one in changed]
         return _without(statement, tuple(parameters), self.mutant)

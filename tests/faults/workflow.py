@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from memlayer import MemlayerError, MemoryStore, NotFoundError, RawKey, StoreDamagedError, Turn
 from memlayer.items import ItemKind
+from memlayer.store import open_to_reembed
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ USERS = ("alice", "bob")
 
 
 def open_store(path: Path) -> MemoryStore:
-    """The store under test."""
-    return MemoryStore.open(path, keys=RawKey(bytes(32)), embedder=HashingEmbedder(32))
+    """The store under test; also where a change of its embedder broke off, and texts alone are asked for."""
+    return open_to_reembed(path, keys=RawKey(bytes(32)), embedder=HashingEmbedder(32))
 
 
 class World:
@@ -293,6 +294,13 @@ def verifies(world: World) -> None:
     assert report.memories == sum(map(len, world.texts.values()))
 
 
+def changes_the_embedder(world: World) -> None:
+    """There and back."""
+    for embedder in (HashingEmbedder(48), HashingEmbedder(32)):
+        assert world.store.reembed(embedder).memories == sum(map(len, world.texts.values()))
+        recalls(world)
+
+
 def erases(world: World) -> Any:
     assert world.store.user("alice").erase().memories == len(world.texts["alice"])
 
@@ -313,6 +321,7 @@ STEPS: list[Callable[[World], Any]] = [
     updates_the_text, recalls, puts_items, puts_items_of_the_same_names, reads_items, changes_and_drops_items,
     drops_items, reads_items, converses, asks, converses_on, is_answered, somebody_else_changes_items, reads_items,
     somebody_else_writes, recalls_what_somebody_else_wrote, lists, forgets_by_id, forgets_by_condition, lists,
-    exports_and_imports, reads_items, counts_users, changes_keys, backs_up, verifies, erases, recalls, begins_anew,
+    exports_and_imports, reads_items, counts_users, changes_keys, backs_up, verifies,
+    changes_the_embedder, erases, recalls, begins_anew,
     lists,
 ]  # fmt: skip
