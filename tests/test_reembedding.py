@@ -35,6 +35,7 @@ from memlayer import (
 )
 from memlayer import reembedding as module
 from memlayer.cli.app import app
+from memlayer.filters import Condition
 from memlayer.items import ItemKind
 from memlayer.reembedding import Reembedding
 from memlayer.store import open_to_reembed
@@ -42,6 +43,8 @@ from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from memlayer.memory import UserMemory
 
 KEY = RawKey(bytes(range(32)))
 USERS = {"alice": 12, "bob": 5, "carol": 1}
@@ -110,10 +113,17 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SAVE_AFTER_SECONDS", 0.0)
 
 
+def nearest(user: UserMemory, text: str) -> str:
+    """The text whose vector is nearest to the question's, as a recall embeds it; common words count for nothing."""
+    with user._searching(text) as (index, vector, *_):
+        assert index is not None
+        return index.search(vector, k=1, condition=Condition(), floor=0)[0][0].text
+
+
 def finds(store: MemoryStore, name: str) -> bool:
-    """Whether each text of the user's is found by itself."""
+    """Whether each text of the user's is found by itself, and by its vector alone."""
     user = store.user(name)
-    return all(user.recall(text, k=1)[0].text == text for text in texts(name))
+    return all(user.recall(text, k=1)[0].text == nearest(user, text) == text for text in texts(name))
 
 
 def numbers(path: Path) -> dict[str, set[int]]:
@@ -241,8 +251,7 @@ def test_long_texts_keep_their_parts(tmp_path):
         alice = store.user("alice")
         alice.remember_many([Turn(text=" ".join(WORDS)), Turn(text="something else")])
         store.reembed(HashingEmbedder(128, window=3))
-        hit = alice.recall(" ".join(WORDS[6:9]), k=1)[0]
-        assert (hit.text, round(hit.score, 3)) == (" ".join(WORDS), 1.0)
+        assert nearest(alice, " ".join(WORDS[6:9])) == " ".join(WORDS)
         store.verify()
 
 
