@@ -41,7 +41,7 @@ from memlayer.errors import (
     WrongKeyError,
 )
 from memlayer.records import History, Hit, Memory, Recall, Session, Turn
-from memlayer.reports import ErasureReceipt, ImportReport, KeySlotInfo, VerifyReport
+from memlayer.reports import ErasureReceipt, ImportReport, KeySlotInfo, ReembedReport, VerifyReport
 from memlayer.sources import KeyFile, KeySource, Passphrase, RawKey, RecoveryKey
 from memlayer.store import MemoryStore
 from memlayer.wrapping import wrap
@@ -82,6 +82,7 @@ __all__ = [
     "Recall",
     "RecallTimeoutError",
     "RecoveryKey",
+    "ReembedReport",
     "RollbackDetectedError",
     "Session",
     "SplittingEmbedder",

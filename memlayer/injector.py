@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from memlayer import workers
 from memlayer.codec import Piece
-from memlayer.errors import InvalidInputError, ReadOnlyStoreError, RecallTimeoutError, StoreDamagedError
+from memlayer.errors import (
+    EmbedderMismatchError,
+    InvalidInputError,
+    ReadOnlyStoreError,
+    RecallTimeoutError,
+    StoreDamagedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -35,6 +41,8 @@ log = logging.getLogger("memlayer")
 
 OnError: TypeAlias = Literal["warn", "raise", "ignore"]
 """What a failure of memory does: one log line, an error to the caller, or nothing."""
+
+_NOT_THE_STORE = (EmbedderMismatchError, InvalidInputError, ReadOnlyStoreError, StoreDamagedError)
 
 CAPTURE_SECONDS = 10.0
 """How long an answer is held back until it is remembered; after that the write goes on by itself."""
@@ -171,8 +179,9 @@ class Injector:
 
     def fail(self, error: Exception, *, doing: str) -> None:
         """Counts and logs a failure; raises it where the policy says so."""
-        # What is about this one user or this one text says nothing about the store: it must not pause the others.
-        counts = not isinstance(error, InvalidInputError | ReadOnlyStoreError | StoreDamagedError)
+        # What is about this one user or this one text says nothing about the store: it must not pause the others. A
+        # mismatch is a user who was moved to an embedder that this process does not have.
+        counts = not isinstance(error, _NOT_THE_STORE)
         self.memory.breaker.failed(error, doing=doing, counts=counts, quiet=self._on_error != "warn")
         if self._on_error == "raise":
             raise error

@@ -216,13 +216,14 @@ class BucketManifest:
 
 @dataclass(frozen=True, slots=True)
 class StoreManifest:
-    """What the store as a whole must hold; it changes only when a bucket is used for the first time, or a key slot or an
-    embedder comes or goes.
+    """What the store as a whole must hold; it changes only when a bucket is used for the first time, or a key slot or
+    an embedder comes or goes.
 
     Attributes:
         generation: counts its changes; what the rollback guard remembers.
         buckets: the numbers of all buckets that were ever written.
-        slots: 32 bytes, a digest of all key slots and embedders: a removed slot that is put back does not open the store.
+        slots: 32 bytes, a digest of all key slots and embedders: a removed slot that is put back does not open the
+            store.
     """
 
     generation: int

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from memlayer.reports import KeySlotInfo, ReembedReport, VerifyReport
     from memlayer.sources import KeySource
 
-__all__ = ["MemoryStore", "open_to_reembed"]
+__all__ = ["MemoryStore", "embedders_of", "open_to_reembed", "open_without_embedder"]
 
 DEFAULT_CACHE_BYTES = 512 * 1024 * 1024
 """How much RAM the indexes of all users may take together."""
@@ -55,7 +55,7 @@ class MemoryStore:
         path: str | os.PathLike[str],
         *,
         keys: KeySource | None = None,
-        embedder: str | Embedder | None = None,
+        embedder: str | Path | Embedder | None = None,
         accept_rollback: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> MemoryStore:
@@ -65,8 +65,13 @@ class MemoryStore:
             path: the file, or its SQLAlchemy URL (`sqlite:///memories.db`). Its folder must exist.
             keys: `Passphrase`, `KeyFile`, `RawKey` or `RecoveryKey`; None is what the environment names
                 (MEMLAYER_KEY or MEMLAYER_PASSPHRASE), else a key file in the user's config folder.
-            embedder: None is all-MiniLM-L6-v2 on this machine, loaded when the first text is embedded; or an object
-                with the `Embedder` protocol.
+            embedder: what turns texts into vectors; loaded when the first text is embedded. One of
+                None: all-MiniLM-L6-v2 on this machine (extra `local`)
+                "onnx": the same vectors without torch (extra `onnx`); "onnx-int8": nearly as good, in half the time
+                "static": a table of word pieces in place of a model (extra `static`)
+                "litellm/<provider>/<model>": a provider's model (extra `litellm`); it gets the texts
+                any other name, or a folder: a model of sentence-transformers (extra `local`)
+                an object with the `Embedder` protocol, such as those of `memlayer.embedders`, which take options
             accept_rollback: take a store that is older than what this machine last saw of it, as after a backup was
                 restored; and make a new one where the old one is gone.
             cache_bytes: how much RAM the indexes of all users may take together.
@@ -78,6 +83,8 @@ class MemoryStore:
             StoreDamagedError: it was altered.
             RollbackDetectedError: it is older than what this machine last saw of it.
             EmbedderMismatchError: it was written with another embedder.
+            WeightsUnavailableError, EmbedderError: `embedder` names a model that is not to be had, or not to be used.
+            MissingExtraError: an extra that `embedder` needs is not installed.
         """
         return cls._opened(
             path, keys=keys, embedder=resolve(embedder), accept_rollback=accept_rollback, cache_bytes=cache_bytes
@@ -145,7 +152,9 @@ class MemoryStore:
         """
         return self._open_parts().verify()
 
-    def reembed(self, new: str | Embedder, *, progress: bool | Callable[[int, int], None] = False) -> ReembedReport:
+    def reembed(
+        self, new: str | Path | Embedder, *, progress: bool | Callable[[int, int], None] = False
+    ) -> ReembedReport:
         """Changes the store's embedder: embeds every text anew, while the store is in use.
 
         User by user; each is searched with the embedder that the user's vectors are of, the old one until the new
@@ -251,6 +260,21 @@ def open_to_reembed(path: str | os.PathLike[str], *, keys: KeySource | None, emb
     """The store at `path`, open with an embedder that it may never have been written with: for `reembed`, which does
     not need the old one. Until that has moved them, users can be read and exported, not searched."""
     return MemoryStore._opened(path, keys=keys, embedder=embedder, any_space=True)
+
+
+def open_without_embedder(
+    path: str | os.PathLike[str], *, keys: KeySource | None, accept_rollback: bool = False
+) -> MemoryStore:
+    """The store at `path`, whatever it was written with, for what embeds nothing: to read, export, forget, verify."""
+    return MemoryStore._opened(path, keys=keys, embedder=resolve(None), accept_rollback=accept_rollback, any_space=True)
+
+
+def embedders_of(store: MemoryStore) -> list[EmbedderIdentity]:
+    """What the store itself says it is written with; while a move is not finished, where it goes comes first."""
+    parts = store._open_parts()
+    with parts.database.read() as connection:
+        embedders = parts.vault.read_embedders(connection)
+    return [embedders[number] for number in sorted(embedders, reverse=True)]
 
 
 def _file(path: str | os.PathLike[str]) -> Path:

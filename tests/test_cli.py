@@ -573,6 +573,87 @@ def test_a_restored_backup_is_accepted_by_verify(run, store, filled):
     assert len(document(run("history", "--user", "marie", "--json"))["memories"]) == 3
 
 
+# --- Embedders ---
+
+
+@pytest.fixture
+def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store that was written with an embedder that has no name, and that the command finds."""
+    path = tmp_path / "hashed.db"
+    with MemoryStore.open(path, keys=RawKey(KEY), embedder=HashingEmbedder()) as store:
+        store.user("ann").remember("Tea", session="a", id="tea")
+        store.user("ann").remember("Cake", session="b")
+    monkeypatch.setenv("MEMLAYER_STORE", str(path))
+    monkeypatch.setenv("MEMLAYER_KEY", base64.b64encode(KEY).decode())
+    return path
+
+
+def test_what_embeds_nothing_needs_no_embedder(run, hashed, tmp_path):
+    """Whatever a store is written with, all commands that embed nothing work, with the option and without."""
+    assert document(run("info", "--json"))["embedder"]["model"] == "memlayer.testing/hashing"
+    assert "memlayer.testing/hashing, 64 dimensions" in run("info").stdout
+    assert document(run("verify", "--json"))["memories"] == 2
+    assert len(document(run("history", "--user", "ann", "--embedder", "static", "--json"))["memories"]) == 2
+    given = {"MEMLAYER_EXPORT_PASSPHRASE": "a passphrase", "MEMLAYER_EMBEDDER": "no/such/thing"}
+    assert document(run("export", tmp_path / "ann.memlayer", "--user", "ann", "--json", **given))["exported"] == 2
+    assert document(run("forget", "tea", "--user", "ann", "--yes", "--json"))["forgotten"] == 1
+    assert document(run("erase", "--user", "ann", "--yes", "--json"))["memories"] == 1
+    with MemoryStore.open(hashed, keys=RawKey(KEY), embedder=HashingEmbedder()) as store:
+        assert store.count_users() == 0
+
+
+@pytest.mark.parametrize("command", ["init", "remember", "recall", "import", "chat", "mcp"])
+def test_what_embeds_takes_the_name_of_an_embedder(run, command):
+    """The help of each command that embeds names the option and its variable; the others do not show it."""
+    text = run(command, "--help", TERMINAL_WIDTH="300").stdout
+    assert "--embedder NAME" in text
+    assert "MEMLAYER_EMBEDDER" in text
+    assert "--embedder" not in run("history", "--help").stdout
+
+
+def test_a_store_that_was_moved_is_used_by_the_name_of_its_embedder(run, store, tmp_path, monkeypatch):
+    """After `memlayer reembed`, every command works with the new embedder's name, as option or in the environment."""
+    assert "Moved 5 memories" in run("reembed", "onnx-int8").stdout
+    assert "all-MiniLM-L6-v2/int8, 384 dimensions" in run("info").stdout
+    assert "--embedder NAME" in run("recall", "allergic", "--user", "marie", fails=6).stderr
+    found = run("recall", "what can't she eat?", "--user", "marie", "--embedder", "onnx-int8", "-k", "1").stdout
+    assert "peanuts" in found
+    monkeypatch.setenv("MEMLAYER_EMBEDDER", "onnx-int8")
+    assert "peanuts" in run("recall", "what can't she eat?", "--user", "marie", "-k", "1").stdout
+    run("remember", "I moved to Lisbon", "--user", "marie")
+    secret = {"MEMLAYER_EXPORT_PASSPHRASE": "a passphrase"}
+    run("export", tmp_path / "marie.memlayer", "--user", "marie", **secret)
+    assert "Added 4" in run("import", tmp_path / "marie.memlayer", "--user", "new", **secret).stdout
+    assert "Intact. Memories: 10" in run("verify").stdout
+
+
+def test_init_makes_a_store_for_the_embedder_that_it_is_told(run, tmp_path):
+    """`init --embedder` binds the new store to it, and a name that is none makes no store."""
+    path = tmp_path / "new.db"
+    run("init", "--store", path, "--embedder", "litellm/nothing", fails=2)
+    assert not path.exists()
+    run("init", "--store", path, "--embedder", "onnx-int8")
+    assert document(run("info", "--store", path, "--json"))["embedder"]["model"].endswith("/int8")
+
+
+def test_info_tells_of_a_move_that_is_not_finished(run, hashed):
+    """While a store is on its way from one embedder to another, info names both."""
+
+    class Broken(HashingEmbedder):
+        def embed_documents(self, texts):
+            if len(texts) > 1:
+                raise RuntimeError
+            return super().embed_documents(texts)
+
+    store = MemoryStore.open(hashed, keys=RawKey(KEY), embedder=HashingEmbedder())
+    with store, pytest.raises(MemlayerError):
+        store.reembed(Broken(32))
+    told = document(run("info", "--json"))
+    assert told["embedder"]["dimensions"] == 32
+    assert [former["dimensions"] for former in told["moving_from"]] == [64]
+    assert "not finished: the change from memlayer.testing/hashing" in run("info").stdout
+
+
 # --- eval ---
 
 
@@ -782,11 +863,12 @@ def test_a_file_that_is_no_store_is_exit_code_4(run, store, tmp_path):
     run("verify", fails=4)
 
 
-def test_another_embedder_is_exit_code_6(run, tmp_path):
-    """A store that was written with another embedder is 6."""
-    path, key = tmp_path / "memories.db", {"MEMLAYER_KEY": base64.b64encode(KEY).decode()}
-    MemoryStore.open(path, keys=RawKey(KEY), embedder=HashingEmbedder()).close()
-    assert "written with the embedder" in run("info", "--store", path, fails=6, **key).stderr
+def test_another_embedder_is_exit_code_6(run, hashed):
+    """Embedding for a store that was written with another embedder is 6, and the option is named."""
+    for arguments in (["recall", "x"], ["remember", "x"]):
+        told = run(*arguments, "--user", "ann", fails=6).stderr
+        assert "written with the embedder" in told
+        assert "(here: --embedder NAME or MEMLAYER_EMBEDDER)" in told
 
 
 def test_an_interruption_is_exit_code_130(run, store, monkeypatch):
@@ -795,7 +877,7 @@ def test_an_interruption_is_exit_code_130(run, store, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(MemoryStore, "open", interrupted)
+    monkeypatch.setattr(MemoryStore, "count_users", interrupted)
     assert run("info", fails=130).stderr == "memlayer: interrupted\n"
     assert json.loads(run("info", "--json", fails=130).stderr)["error"] == "interrupted"
 
@@ -811,7 +893,7 @@ def test_what_nobody_foresaw_repeats_no_text(run, store, monkeypatch):
     def faulty(*_: object, **__: object) -> None:
         raise RuntimeError("somebody's secret")
 
-    monkeypatch.setattr(MemoryStore, "open", faulty)
+    monkeypatch.setattr(MemoryStore, "count_users", faulty)
     result = run("info", fails=1)
     assert result.stderr.count("\n") == 1
     assert "RuntimeError" in result.stderr

@@ -27,7 +27,10 @@ from memlayer.embedders import (
     Embedder,
     EmbedderIdentity,
     MiniLM,
+    OnnxMiniLM,
+    SentenceTransformerEmbedder,
     SplittingEmbedder,
+    StaticEmbedder,
     minilm,
     resolve,
     splitting,
@@ -35,6 +38,7 @@ from memlayer.embedders import (
 )
 from memlayer.errors import EmbedderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 from memlayer.testing import HashingEmbedder
+from tests import tiny_models
 
 ROOT = Path(memlayer.embedders.__file__).parents[2]
 MIXED = [
@@ -118,11 +122,33 @@ def test_public_names():
         "Embedder",
         "EmbedderIdentity",
         "ImageEmbedder",
+        "LiteLLMEmbedder",
         "MiniLM",
+        "OnnxMiniLM",
         "SentenceTransformerEmbedder",
         "SplittingEmbedder",
+        "StaticEmbedder",
         "resolve",
     ]
+    for name in memlayer.embedders.__all__:
+        assert getattr(memlayer.embedders, name).__name__ == name
+    assert not hasattr(memlayer.embedders, "Misspelt")
+
+
+def test_embedders_that_are_not_used_are_not_imported():
+    """The modules of the other embedders, and every library, wait until one is asked for by name."""
+    child = python(
+        """
+        import sys
+        import memlayer.embedders
+        others = {f"memlayer.embedders.{name}" for name in ("litellm", "onnx", "static")}
+        print(sorted(others & sys.modules.keys()))
+        from memlayer.embedders import LiteLLMEmbedder, OnnxMiniLM, StaticEmbedder
+        heavy = {"torch", "numpy", "transformers", "tokenizers", "onnxruntime", "safetensors", "litellm"}
+        print(sorted(heavy & sys.modules.keys()))
+        """
+    )
+    assert child.stdout.splitlines() == ["[]", "[]"]
 
 
 def test_minilm_has_both_protocols():
@@ -143,6 +169,29 @@ def test_repr_names_the_model_only(tmp_path):
 def test_resolve_gives_minilm_by_default_and_by_name(name):
     """None and both spellings of its name mean MiniLM."""
     assert isinstance(resolve(name), MiniLM)
+
+
+@pytest.mark.parametrize(("name", "model"), [("onnx", weights.MODEL), ("onnx-int8", f"{weights.MODEL}/int8")])
+def test_resolve_takes_both_names_of_the_model_on_onnxruntime(name, model):
+    """ "onnx" is the default model under its own identity, and "onnx-int8" is an embedder of its own."""
+    embedder = resolve(name)
+    assert isinstance(embedder, OnnxMiniLM)
+    assert embedder.identity.model == model
+
+
+def test_the_languages_of_an_embedder_are_known_without_loading(folder, tmp_path):
+    """Whatever runs the weights of all-MiniLM-L6-v2 says English; of a model that nobody knows nothing is said."""
+    own: list[Any] = [
+        MiniLM(),
+        OnnxMiniLM(),
+        OnnxMiniLM(int8=True),
+        StaticEmbedder(),
+        SentenceTransformerEmbedder(folder),
+    ]
+    assert [embedder.languages for embedder in own] == [frozenset({"en"})] * len(own)
+    other = tiny_models.sentence_transformer(tmp_path / "other", "bert")
+    assert SentenceTransformerEmbedder(other).languages is None
+    assert not hasattr(HashingEmbedder(), "languages")
 
 
 def test_resolve_returns_an_embedder_as_it_is():

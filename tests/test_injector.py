@@ -275,6 +275,17 @@ def test_one_users_bad_text_does_not_pause_the_others(peanuts):
     assert injector.before(MESSAGES, ASKED).request is not ASKED
 
 
+def test_a_user_who_was_moved_to_another_embedder_does_not_pause_the_others(peanuts, store):
+    """Another process changes the embedder under this one: its users go without memory, and nothing is paused."""
+    injector = Injector(peanuts)
+    with MemoryStore.open(store.path, keys=KEY, embedder=HashingEmbedder()) as other:
+        other.reembed(HashingEmbedder(32))
+    for _ in range(2 * FAILURES_BEFORE_PAUSE):
+        assert injector.before(MESSAGES, ASKED).request is ASKED
+    assert injector.health.error == "embedder_mismatch"
+    assert injector.health.paused == 0
+
+
 def test_a_codec_that_cannot_read_a_request_does_not_break_the_chat(peanuts):
     """Whatever the caller sends, the provider decides about it."""
     assert Injector(peanuts).before(MESSAGES, 5).request == 5

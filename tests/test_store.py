@@ -60,6 +60,7 @@ def test_the_public_names_are_these():
         "Embedder",
         "EmbedderIdentity",
     } <= set(memlayer.__all__)
+    assert {"ErasureReceipt", "ImportReport", "KeySlotInfo", "ReembedReport", "VerifyReport"} <= set(memlayer.__all__)
     assert {"Passphrase", "KeyFile", "RawKey", "RecoveryKey", "MemlayerError"} <= set(memlayer.__all__)
     for name in memlayer.__all__:
         assert getattr(memlayer, name).__name__ == name

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memlayer.cli.opening import at_terminal, open_existing
-from memlayer.cli.options import DEFAULT_STORE, KeyFilePath, PassphraseAsked, RecoveryKeyAsked, Store, User
+from memlayer.cli.options import (
+    DEFAULT_STORE,
+    EmbedderName,
+    KeyFilePath,
+    PassphraseAsked,
+    RecoveryKeyAsked,
+    Store,
+    User,
+)
 from memlayer.cli.output import print_table, say, shown, time, told
 from memlayer.errors import InvalidInputError, MemlayerError, MissingExtraError
 from memlayer.injector import Injector
@@ -54,6 +62,7 @@ def chat(
     ],
     user: User,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderName = None,
     session: Annotated[
         str | None,
         typer.Option("--session", "-s", metavar="NAME", help="Go on with this conversation; by default a new one."),
@@ -75,7 +84,12 @@ def chat(
         raise MissingExtraError('memlayer chat needs LiteLLM: pip install "memlayer-sdk[litellm]"')
     # Two that begin in one second are two conversations.
     name = session or f"chat-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened, _quiet():
+    with (
+        open_existing(
+            store, embedder=embedder, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+        ) as opened,
+        _quiet(),
+    ):
         memory = opened.user(user)
         # Made first: the embedder is loaded while LiteLLM is imported, which takes seconds too.
         injector = Injector(memory, session=name, recall_timeout=_RECALL_SECONDS)

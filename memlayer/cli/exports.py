@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from memlayer.cli.opening import ask_secret, open_existing
-from memlayer.cli.options import DEFAULT_STORE, Json, KeyFilePath, PassphraseAsked, RecoveryKeyAsked, Store, User
+from memlayer.cli.options import (
+    DEFAULT_STORE,
+    EmbedderName,
+    EmbedderUnused,
+    Json,
+    KeyFilePath,
+    PassphraseAsked,
+    RecoveryKeyAsked,
+    Store,
+    User,
+)
 from memlayer.cli.output import print_json, say
 
 __all__ = ["export", "import_"]
@@ -21,6 +31,7 @@ def export(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A file that does not exist yet.")],
     user: User,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderUnused = None,
     passphrase: PassphraseAsked = False,
     key_file: KeyFilePath = None,
     recovery_key: RecoveryKeyAsked = False,
@@ -30,7 +41,9 @@ def export(
 
     The file has a passphrase of its own, which is asked for, or MEMLAYER_EXPORT_PASSPHRASE where that is set.
     """
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embeds=False, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         exported = opened.user(user).export(path, passphrase=_export_passphrase(twice=True))
     if json:
         print_json({"exported": exported, "file": os.path.abspath(path)})
@@ -42,6 +55,7 @@ def import_(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="What export wrote.")],
     user: User,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderName = None,
     passphrase: PassphraseAsked = False,
     key_file: KeyFilePath = None,
     recovery_key: RecoveryKeyAsked = False,
@@ -52,7 +66,9 @@ def import_(
     All or nothing; what is there already is kept. The export's passphrase is asked for, or it is
     MEMLAYER_EXPORT_PASSPHRASE where that is set.
     """
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embedder=embedder, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         report = opened.user(user).import_(path, passphrase=_export_passphrase(twice=False))
     if json:
         print_json(report.model_dump(mode="json"))

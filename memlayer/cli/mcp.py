@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 from memlayer.cli.opening import open_existing
-from memlayer.cli.options import DEFAULT_STORE, KeyFilePath, PassphraseAsked, RecoveryKeyAsked, Store
+from memlayer.cli.options import DEFAULT_STORE, EmbedderName, KeyFilePath, PassphraseAsked, RecoveryKeyAsked, Store
 from memlayer.cli.output import Warnings, say
 from memlayer.cli.tokens import Tokens
 from memlayer.errors import InvalidInputError
@@ -36,6 +36,7 @@ _GOODBYE_SECONDS = 2
 
 def mcp(
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderName = None,
     user: Annotated[
         str | None,
         typer.Option("--user", "-u", metavar="ID", help="Whose memory; taken exactly. There is no default user."),
@@ -79,7 +80,9 @@ def mcp(
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("asyncio", "mcp", "uvicorn"):
         logging.getLogger(name).addHandler(Warnings(logging.WARNING))
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embedder=embedder, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         if user is not None:
             made = server(opened.user(user), session=session)
         else:

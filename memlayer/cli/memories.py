@@ -12,6 +12,8 @@ from memlayer.cli.opening import ask, confirm, open_existing
 from memlayer.cli.options import (
     DEFAULT_STORE,
     Confirmed,
+    EmbedderName,
+    EmbedderUnused,
     Json,
     KeyFilePath,
     Object,
@@ -45,6 +47,7 @@ def remember(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What was said; - reads it from standard input.")],
     user: User,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderName = None,
     role: Annotated[Role, typer.Option("--role", help="Who spoke.")] = "user",
     session: Annotated[
         str | None, typer.Option("--session", "-s", metavar="NAME", help="The conversation it belongs to.")
@@ -67,7 +70,9 @@ def remember(
     json: Json = False,
 ) -> None:
     """Remember one thing that was said."""
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embedder=embedder, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         memory = opened.user(user).remember(
             _standard_input() if text == "-" else text,
             role=role,
@@ -88,6 +93,7 @@ def recall(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What is asked.")],
     user: User,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderName = None,
     k: Annotated[int, typer.Option("-k", metavar="N", help="At most how many.")] = 10,
     session: SessionName = None,
     since: Since = None,
@@ -105,7 +111,9 @@ def recall(
     json: Json = False,
 ) -> None:
     """Find what fits a question, best first."""
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embedder=embedder, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         hits = opened.user(user).recall(
             query,
             k=k,
@@ -141,6 +149,7 @@ def _print_hits(hits: Recall, *, explain: bool, ids: bool) -> None:
 def history(
     user: User,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderUnused = None,
     session: SessionName = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", help="At most how many.")] = 50,
     before: Annotated[
@@ -153,7 +162,9 @@ def history(
     json: Json = False,
 ) -> None:
     """Show the last turns, oldest first."""
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embeds=False, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         memories = opened.user(user).history(session=session, limit=limit, before=before)
     if json:
         shown_turns = [memory.model_dump(mode="json") for memory in memories]
@@ -175,6 +186,7 @@ def forget(
     user: User,
     id: Annotated[str | None, typer.Argument(metavar="ID", help="The memory; or use conditions.")] = None,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderUnused = None,
     session: SessionName = None,
     since: Since = None,
     until: Until = None,
@@ -194,7 +206,9 @@ def forget(
     if (id is None) == (not given):
         raise InvalidInputError("name one ID, or use --session, --since, --until or --where")
     what = "this memory" if id is not None else f"all memories that meet --{' and --'.join(given)}"
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embeds=False, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         if not yes and not confirm(f"Forget {what} of user {shown(user)}?"):
             say("Nothing was forgotten.", stderr=True)
             raise typer.Exit(_NOT_DONE)
@@ -208,6 +222,7 @@ def forget(
 def erase(
     user: User,
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderUnused = None,
     yes: Confirmed = False,
     passphrase: PassphraseAsked = False,
     key_file: KeyFilePath = None,
@@ -218,7 +233,9 @@ def erase(
 
     The key that they are sealed under is destroyed with them. Backups and older copies still hold both.
     """
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embeds=False, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         memory = opened.user(user)
         if not yes:
             say(f"This destroys all {memory.count()} memories of user {user}, for good.", stderr=True)

@@ -16,7 +16,7 @@ import typer
 from memlayer.cli.options import DEFAULT_STORE
 from memlayer.errors import InvalidInputError, KeyUnavailableError, StoreMissingError
 from memlayer.sources import KeyFile, Passphrase, RecoveryKey
-from memlayer.store import MemoryStore
+from memlayer.store import MemoryStore, open_without_embedder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,12 +29,21 @@ __all__ = ["ask", "ask_secret", "at_terminal", "chosen_key", "confirm", "open_ex
 def open_existing(
     path: Path,
     *,
+    embedder: str | None = None,
+    embeds: bool = True,
     passphrase: bool = False,
     key_file: Path | None = None,
     recovery_key: bool = False,
     accept_rollback: bool = False,
 ) -> MemoryStore:
     """The store at `path`, which must be there: a mistyped path is an error and not a new store.
+
+    Args:
+        path: the file.
+        embedder: what the store is written with, as `MemoryStore.open` takes it.
+        embeds: whether something will be embedded; if not, no embedder is needed, and `embedder` does not count.
+        passphrase, key_file, recovery_key: as for `chosen_key`.
+        accept_rollback: as for `MemoryStore.open`.
 
     Raises:
         StoreMissingError: nothing is there.
@@ -45,7 +54,9 @@ def open_existing(
         option = "" if path == DEFAULT_STORE else f" --store {shlex.quote(str(path))}"
         raise StoreMissingError(f"there is no store at {path}; make one with: memlayer init{option}", path=str(path))
     keys = chosen_key(passphrase=passphrase, key_file=key_file, recovery_key=recovery_key)
-    return MemoryStore.open(path, keys=keys, accept_rollback=accept_rollback)
+    if not embeds:
+        return open_without_embedder(path, keys=keys, accept_rollback=accept_rollback)
+    return MemoryStore.open(path, keys=keys, embedder=embedder, accept_rollback=accept_rollback)
 
 
 def chosen_key(

@@ -12,6 +12,8 @@ import typer
 __all__ = [
     "DEFAULT_STORE",
     "Confirmed",
+    "EmbedderName",
+    "EmbedderUnused",
     "Json",
     "KeyFilePath",
     "Object",
@@ -56,6 +58,18 @@ Store: TypeAlias = Annotated[
 User: TypeAlias = Annotated[
     str, typer.Option("--user", "-u", metavar="ID", help="Whose memory; taken exactly. There is no default user.")
 ]
+EmbedderName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--embedder",
+        envvar="MEMLAYER_EMBEDDER",
+        metavar="NAME",
+        help="The embedder that the store is written with; onnx, static, litellm/PROVIDER/MODEL, a model or a folder.",
+    ),
+]
+# Taken by commands that embed nothing, so that all can be called alike: these open every store, whatever it is
+# written with.
+EmbedderUnused: TypeAlias = Annotated[str | None, typer.Option("--embedder", metavar="NAME", hidden=True)]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 PassphraseAsked: TypeAlias = Annotated[
     bool,

@@ -21,6 +21,7 @@ from rich.text import Text
 from memlayer.errors import (
     ConflictError,
     EmbedderError,
+    EmbedderMismatchError,
     ExportDamagedError,
     FormatTooNewError,
     InvalidInputError,
@@ -77,6 +78,7 @@ _HINTS: tuple[tuple[type[MemlayerError], str, str], ...] = (
     (RollbackDetectedError, "accept_rollback=True", "memlayer verify --accept-rollback"),
     (WrongKeyError, "keys=", "--passphrase, --key-file or --recovery-key"),
     (KeyUnavailableError, "keys=", "--passphrase, --key-file or --recovery-key"),
+    (EmbedderMismatchError, "Open it with", "--embedder NAME or MEMLAYER_EMBEDDER"),
     (ConflictError, "replace=True", "--replace"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import Annotated
 
 import typer
@@ -31,7 +32,7 @@ def reembed(
     """Change a store's embedder: embed every text anew.
 
     The store can be read meanwhile. When this is interrupted, the same command goes on where it was. The old embedder
-    is not needed. Afterwards the store opens with the new one only.
+    is not needed. Afterwards the store opens with the new one only: --embedder, or MEMLAYER_EMBEDDER.
     """
     if not os.path.lexists(store):
         raise StoreMissingError(f"there is no store at {store}; name it with --store PATH", path=str(store))
@@ -51,3 +52,5 @@ def reembed(
         return
     say(f"Moved {report.memories} memories of {report.users} users; {report.embedded} texts were embedded.")
     say(f"The store's embedder is {identity.model}, {identity.dimensions} dimensions.")
+    if identity != resolve(None).identity:
+        say(f"From now on name it to the other commands: --embedder {shlex.quote(embedder)}, or MEMLAYER_EMBEDDER.")

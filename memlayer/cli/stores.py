@@ -10,17 +10,27 @@ from typing import Annotated, ClassVar
 import typer
 
 from memlayer.cli.opening import chosen_key, open_existing
-from memlayer.cli.options import DEFAULT_STORE, Json, KeyFilePath, PassphraseAsked, RecoveryKeyAsked, Store
+from memlayer.cli.options import (
+    DEFAULT_STORE,
+    EmbedderName,
+    EmbedderUnused,
+    Json,
+    KeyFilePath,
+    PassphraseAsked,
+    RecoveryKeyAsked,
+    Store,
+)
 from memlayer.cli.output import print_json, say
 from memlayer.errors import InvalidInputError
 from memlayer.sources import KeyFile, SlotKind, from_environment
-from memlayer.store import MemoryStore
+from memlayer.store import MemoryStore, embedders_of
 
 __all__ = ["info", "init", "package_version", "verify"]
 
 
 def init(
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderName = None,
     passphrase: PassphraseAsked = False,
     key_file: KeyFilePath = None,
     recovery_key: Annotated[
@@ -40,7 +50,7 @@ def init(
         raise InvalidInputError(f"there is a file at {store} already; init makes new stores only", path=str(store))
     source = chosen_key(passphrase=passphrase, key_file=key_file, new=True) or from_environment()
     noted = _NotedKeyFile(source) if isinstance(source, KeyFile) else None
-    with MemoryStore.open(store, keys=noted or source, accept_rollback=accept_rollback) as opened:
+    with MemoryStore.open(store, keys=noted or source, embedder=embedder, accept_rollback=accept_rollback) as opened:
         recovery = opened.new_recovery_key() if recovery_key else None
         path = str(opened.path)
     file = None if noted is None else str(noted.used)
@@ -78,6 +88,7 @@ class _NotedKeyFile:
 
 def info(
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderUnused = None,
     passphrase: PassphraseAsked = False,
     key_file: KeyFilePath = None,
     recovery_key: RecoveryKeyAsked = False,
@@ -88,9 +99,11 @@ def info(
 
     from memlayer.migrations import FORMAT
 
-    with open_existing(store, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key) as opened:
+    with open_existing(
+        store, embeds=False, passphrase=passphrase, key_file=key_file, recovery_key=recovery_key
+    ) as opened:
         path, size, users = opened.path, _size(opened.path), opened.count_users()
-        slots, embedder, read_only = opened.key_slots(), opened.embedder, opened.read_only
+        slots, written, read_only = opened.key_slots(), embedders_of(opened), opened.read_only
     if json:
         print_json(
             {
@@ -99,7 +112,8 @@ def info(
                 "format": FORMAT,
                 "users": users,
                 "read_only": read_only,
-                "embedder": embedder.model_dump(),
+                "embedder": written[0].model_dump(),
+                "moving_from": [embedder.model_dump() for embedder in written[1:]],
                 "key_slots": [slot.model_dump() for slot in slots],
                 "sqlite": str(sqlite_version),
                 "memlayer": package_version(),
@@ -109,12 +123,15 @@ def info(
     say(f"Store     {path}, {size:,} bytes{', can only be read' if read_only else ''}")
     say(f"Format    {FORMAT}, read by memlayer {package_version()} with SQLite {sqlite_version}")
     say(f"Users     {users}")
-    say(f"Embedder  {embedder.model}, {embedder.dimensions} dimensions")
+    say(f"Embedder  {written[0].model}, {written[0].dimensions} dimensions")
+    for former in written[1:]:
+        say(f"          not finished: the change from {former.model}; `memlayer reembed` goes on")
     say("Keys      " + ", ".join(f"{slot.slot} {slot.kind}{' (used)' if slot.used else ''}" for slot in slots))
 
 
 def verify(
     store: Store = DEFAULT_STORE,
+    embedder: EmbedderUnused = None,
     passphrase: PassphraseAsked = False,
     key_file: KeyFilePath = None,
     recovery_key: RecoveryKeyAsked = False,
@@ -130,6 +147,7 @@ def verify(
     """
     with open_existing(
         store,
+        embeds=False,
         passphrase=passphrase,
         key_file=key_file,
         recovery_key=recovery_key,

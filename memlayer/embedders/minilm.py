@@ -90,6 +90,11 @@ class MiniLM:
         """The same whichever way the weights came; known without them."""
         return _IDENTITY
 
+    @property
+    def languages(self) -> frozenset[str]:
+        """English."""
+        return weights.LANGUAGES
+
     def load(self) -> None:
         """Loads the model, unless it is loaded; without it the first text does. Raises as `embed_query` does."""
         self._load([])

@@ -105,6 +105,11 @@ class OnnxMiniLM:
         """Known without the weights."""
         return _INT8_IDENTITY if self._int8 else _IDENTITY
 
+    @property
+    def languages(self) -> frozenset[str]:
+        """English."""
+        return weights.LANGUAGES
+
     def load(self) -> None:
         """Loads the model, unless it is loaded; without it the first text does. Raises as `embed_query` does."""
         self._load([])

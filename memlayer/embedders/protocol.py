@@ -59,6 +59,10 @@ class Embedder(Protocol):
     """Anything with an identity that embeds documents and queries.
 
     `identity` is declared without loading weights; they are loaded when the first text is embedded.
+
+    Two more attributes are used where they are there. `load()` loads the weights ahead of the first text. `languages`,
+    a `frozenset` of ISO 639-1 codes or None, says which languages the vectors can be trusted in: for a text in another
+    one, ranking leans on its words instead. None, or no such attribute, is any language.
     """
 
     @property

@@ -129,6 +129,11 @@ class SentenceTransformerEmbedder:
         return self._identity
 
     @property
+    def languages(self) -> frozenset[str] | None:
+        """English for the files of all-MiniLM-L6-v2; None is any. Raises as `identity` does."""
+        return weights.LANGUAGES if self.identity.model == weights.MODEL else None
+
+    @property
     def reads_images(self) -> bool:
         """Whether `embed_images` works: the model puts pictures and texts into one space, as CLIP does."""
         return self._files().reads_images

@@ -114,6 +114,11 @@ class StaticEmbedder:
             self._own_identity = _identity(_read(self._folder), self._folder)
         return self._own_identity
 
+    @property
+    def languages(self) -> frozenset[str] | None:
+        """English, if the vectors are those of all-MiniLM-L6-v2; None is any. Raises as `identity` does."""
+        return weights.LANGUAGES if self.identity == _IDENTITY else None
+
     def load(self) -> None:
         """Loads the vectors, unless they are loaded; without it the first text does. Raises as `embed_query` does."""
         self._load([])

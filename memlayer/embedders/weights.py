@@ -18,13 +18,15 @@ from typing import Final
 
 from memlayer.errors import WeightsUnavailableError
 
-__all__ = ["MODEL", "SHA256", "find", "verify"]
+__all__ = ["LANGUAGES", "MODEL", "SHA256", "find", "verify"]
 
 log = logging.getLogger("memlayer")
 
 MODEL: Final = "sentence-transformers/all-MiniLM-L6-v2"
 SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of the weights, model.safetensors."""
+LANGUAGES: Final = frozenset({"en"})
+"""What it was trained on; it gives vectors for any text."""
 
 # The files that decide a vector. The weights alone would not do: another tokenizer, layer count or pooling gives other
 # vectors under the same identity, and modules.json names the Python classes that get loaded. They are the official

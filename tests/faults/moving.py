@@ -64,7 +64,8 @@ def nursery(link: Link, *, warm: str) -> None:
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            _in_child({"move": _move, "look": _look}[order], writing, arguments)
+            work: dict[str, Callable[..., None]] = {"move": _move, "look": _look}
+            _in_child(work[order], writing, arguments)
         os.close(writing)
         with open(reading, "rb") as pipe:
             said = pipe.readline()
