@@ -2,8 +2,7 @@
 
 Every conversation is remembered as a user of its own, in a temporary encrypted store; every question is asked of that
 user, and the turns that come back are compared with the evidence. Beside it stands exact cosine over the very same
-vectors, the order that any memory without a ranking of its own would give: each text and each question is embedded
-once, and both are scored on that one vector.
+vectors and with the bare question, the order that any memory without a ranking of its own would give.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from memlayer.store import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from datetime import datetime
 
     import numpy as np
     from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from memlayer.embedders.protocol import Embedder, EmbedderIdentity
     from memlayer.evaluation_file import Conversation, Question
     from memlayer.memory import UserMemory
+    from memlayer.ranking import Part
 
 __all__ = ["UNANSWERABLE", "Comparison", "EvaluationReport", "KeptEmbedder", "Times", "evaluate"]
 
@@ -75,7 +76,7 @@ class Times(_Report):
         remember_s: all turns, with their vectors at hand: sealed, written, synced.
         open_s: reading all users back into RAM.
         query_p50_ms, query_p95_ms: embedding one question.
-        recall_p50_ms, recall_p95_ms: one recall of 50, with the vector given.
+        recall_p50_ms, recall_p95_ms: one recall of 50, without the embedding of its question.
     """
 
     load_s: float
@@ -124,11 +125,14 @@ class KeptEmbedder:
 
     Attributes:
         vectors: by text, or by part of a text where it was split.
+        query_seconds: how long all queries have taken so far.
     """
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self.vectors: dict[str, NDArray[np.float32]] = {}
+        self._queries: dict[str, NDArray[np.float32]] = {}
+        self.query_seconds = 0.0
 
     @property
     def identity(self) -> EmbedderIdentity:
@@ -150,8 +154,12 @@ class KeptEmbedder:
         return np.stack([self.vectors[text] for text in texts])
 
     def embed_query(self, text: str) -> NDArray[np.float32]:
-        """In the query role, every time anew: its vector is never stored."""
-        return self._embedder.embed_query(text)
+        """In the query role; its vector is never stored."""
+        if text not in self._queries:
+            start = time.perf_counter()
+            self._queries[text] = self._embedder.embed_query(text)
+            self.query_seconds += time.perf_counter() - start
+        return self._queries[text]
 
 
 def evaluate(
@@ -159,6 +167,7 @@ def evaluate(
     *,
     embedder: str | Embedder | None = None,
     skip_categories: Collection[str] = UNANSWERABLE,
+    without: Collection[Part] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
     """Remembers the conversations, asks their questions, and scores the answers.
@@ -167,6 +176,7 @@ def evaluate(
         conversations: from `memlayer.evaluation_file.read_conversations`.
         embedder: as for `MemoryStore.open`.
         skip_categories: questions of these are not asked.
+        without: parts of the score that are switched off; see `memlayer.ranking`.
         progress: called now and then with how many turns and questions are done, and how many there are.
 
     Raises:
@@ -175,7 +185,7 @@ def evaluate(
     asked = {conversation.id: _asked(conversation, skip_categories) for conversation in conversations}
     if not any(asked.values()):
         raise InvalidInputError("none of the questions has evidence and a category that counts")
-    run = _Run(KeptEmbedder(resolve(embedder)), total=_steps(conversations, asked), progress=progress)
+    run = _Run(KeptEmbedder(resolve(embedder)), without=without, total=_steps(conversations, asked), progress=progress)
     with _temporary_store(run.embedder) as store:
         for conversation in conversations:
             run.play(conversation, asked[conversation.id], user=store.user(conversation.id))
@@ -206,8 +216,17 @@ class _Answer(BaseModel):
 class _Run:
     """One evaluation under way. A class because scores and times gather over all conversations."""
 
-    def __init__(self, embedder: KeptEmbedder, *, total: int, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self,
+        embedder: KeptEmbedder,
+        *,
+        without: Collection[Part],
+        total: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         self.embedder = embedder
+        self._without = without
+        self._now: datetime | None = None
         self.answers: list[_Answer] = []
         self.stored = 0
         self._clock = _Clock()
@@ -218,6 +237,8 @@ class _Run:
     def play(self, conversation: Conversation, questions: Sequence[Question], *, user: UserMemory) -> None:
         """Remembers one conversation and asks its questions."""
         vectors = self._embed([turn.text for turn in conversation.turns])
+        # Questions are asked when the last turn has been said.
+        self._now = max((turn.at for turn in conversation.turns if turn.at is not None), default=None)
         self.stored += sum(map(len, vectors))
         with self._clock.measure("remember"):
             user.remember_many(conversation.turns)  # Finds every vector in the embedder, parts included.
@@ -240,8 +261,9 @@ class _Run:
     def _ask(self, question: Question, *, user: UserMemory, exact: _ExactCosine, conversation: str) -> _Answer:
         with self._clock.measure("query"):
             vector = embed_query(self.embedder, question.text)
-        with self._clock.measure("recall"):
-            hits = user.recall(vector, k=DEPTH, min_score=0)
+        before = self.embedder.query_seconds
+        with self._clock.measure("recall", less=lambda: self.embedder.query_seconds - before):
+            hits = user.recall(question.text, k=DEPTH, min_score=0, now=self._now, without=self._without)
         return _Answer(
             conversation=conversation,
             category=question.category,
@@ -313,10 +335,13 @@ class _Clock:
         self._measured: dict[str, list[float]] = {}
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
+    def measure(self, name: str, *, less: Callable[[], float] = float) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._measured.setdefault(name, []).append(time.perf_counter() - start)
+        self.note(name, time.perf_counter() - start - less())
+
+    def note(self, name: str, seconds: float) -> None:
+        self._measured.setdefault(name, []).append(seconds)
 
     def total(self, name: str) -> float:
         return sum(self._measured.get(name, []))

@@ -5,7 +5,7 @@ every key and value that the caller wrote is a bound parameter.
 
 The rows it speaks about (made by `memlayer.index`):
 
-    turns   seq INTEGER PRIMARY KEY, session, at, expires, source, ...      times in microseconds
+    turns   row INTEGER PRIMARY KEY, session, at, expires, source, ...      times in microseconds
     fields  turn, key, value                                                one row per top-level key of the metadata
 
 The language:
@@ -282,7 +282,7 @@ class _Reader:
 
 def _with_field(key: str, test: Sql) -> Sql:
     """The turns that have this key with a value that passes: a set that SQLite looks up once, not per turn."""
-    return Sql(f"turns.seq IN (SELECT turn FROM fields WHERE key = ? AND {test.text})", (key, *test.parameters))
+    return Sql(f"turns.row IN (SELECT turn FROM fields WHERE key = ? AND {test.text})", (key, *test.parameters))
 
 
 def _one_of(column: str, values: Sequence[SqlValue]) -> Sql:

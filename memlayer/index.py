@@ -3,8 +3,9 @@
 Built from authenticated bytes only and never written anywhere. The database is `:memory:` with `temp_store=MEMORY`
 (without that, SQLite writes a large sort of an in-memory database to a file), and has no full-text table.
 
-A turn's row number is its `seq`. Its vectors have the ids `seq * MAX_PARTS`, `seq * MAX_PARTS + 1`, ..., so that they
-sort as their turns do, and equal scores come in the order of `seq`.
+A turn's row is a small integer, given in the order of `seq` and never again to another turn. Its vectors have the ids
+`row * MAX_PARTS`, `row * MAX_PARTS + 1`, ..., so that they sort as their turns do, and equal scores come in the order
+of writing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
+from memlayer.answering import Answering
+from memlayer.columns import Columns
 from memlayer.errors import InvalidInputError, LimitExceededError
 from memlayer.filters import MATCH_ALL, Condition, Sql, column_value
-from memlayer.ranking import best_turns, score
-from memlayer.records import History, Memory, Session, from_microseconds, to_microseconds
+from memlayer.ranking import best_turns, part_penalty, score
+from memlayer.records import History, Hit, Memory, Session, from_microseconds, to_microseconds
 from memlayer.vectors import (
     SMALL_USER,
     EngineName,
@@ -35,12 +38,16 @@ from memlayer.vectors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
     from datetime import datetime
+
+    from memlayer.calibration import Calibration
+    from memlayer.questions import Question
+    from memlayer.ranking import Floats
 
 __all__ = ["MAX_PARTS", "Entry", "UserIndex"]
 
-# The largest text has some 250 parts; twelve bits leave 51 for `seq`.
+# The largest text has some 250 parts; twelve bits leave 51 for the row.
 MAX_PARTS = 4_096
 
 # Small columns first: a filter that reads them never touches the pages that a long text spills to.
@@ -48,7 +55,8 @@ _SCHEMA = """
 PRAGMA temp_store = MEMORY;
 PRAGMA page_size = {page_size};
 CREATE TABLE turns (
-    seq INTEGER PRIMARY KEY,
+    row INTEGER PRIMARY KEY,
+    seq INTEGER NOT NULL UNIQUE,
     at INTEGER NOT NULL,
     expires INTEGER,
     written INTEGER NOT NULL,
@@ -59,6 +67,7 @@ CREATE TABLE turns (
     key BLOB NOT NULL UNIQUE,
     stamp BLOB NOT NULL,
     id TEXT NOT NULL,
+    image TEXT,
     metadata TEXT NOT NULL,
     text TEXT NOT NULL
 );
@@ -81,8 +90,8 @@ _CONNECTION_BYTES = 100_000
 # Statements differ with the shape of a filter. Each cached one holds some kilobytes, in every cached user.
 _CACHED_STATEMENTS = 16
 
-_MEMORY_COLUMNS = "seq, id, text, role, speaker, session, at, metadata, source, expires, written"
-_SEQ, _AT = 0, 6
+_MEMORY_COLUMNS = "row, seq, id, text, role, speaker, session, at, metadata, source, expires, written, image"
+_SEQ, _AT = 1, 7
 _CURSOR = struct.Struct(">qq")
 
 
@@ -97,6 +106,7 @@ class Entry:
         memory: what a recall gives back.
         vectors: float, shape (parts, dimensions), one row per part of the text; no rows for a memory that only filters
             and history find.
+        pictures: how many of the vectors, at the end, are of the memory's image: 0 or 1.
     """
 
     key: bytes
@@ -104,6 +114,7 @@ class Entry:
     stamp: bytes
     memory: Memory
     vectors: npt.NDArray[np.floating[Any]]
+    pictures: int = 0
 
 
 class UserIndex:
@@ -120,8 +131,12 @@ class UserIndex:
         self._db = apsw.Connection(":memory:", statementcachesize=_CACHED_STATEMENTS)
         self._db.execute(_SCHEMA.format(page_size=_PAGE_SIZE))
         self._engine: VectorEngine = FlatEngine(dimensions) if engine == "flat" else small_engine(self._db, dimensions)
+        self._columns = Columns()
+        self._next_row = 0
         # How many vectors a turn has, where that is not one.
         self._parts: dict[int, int] = {}
+        # The vectors of images.
+        self._pictures: set[int] = set()
 
     def __len__(self) -> int:
         """How many memories it holds, expired ones too."""
@@ -131,12 +146,18 @@ class UserIndex:
     def nbytes(self) -> int:
         """Bytes held: the database's pages, the matrix where there is one, and what the connection itself costs."""
         pages: Any = self._db.execute("PRAGMA page_count").get
-        return int(pages) * _PAGE_SIZE + self._engine.nbytes + _CONNECTION_BYTES
+        return int(pages) * _PAGE_SIZE + self._engine.nbytes + self._columns.nbytes + _CONNECTION_BYTES
+
+    @property
+    def speakers(self) -> Collection[str]:
+        """Who speaks in the memories."""
+        return self._columns.speakers
 
     def close(self) -> None:
         """Frees the memory. Nothing else may be called afterwards."""
         self._db.close()
         self._engine = FlatEngine(self._dimensions)
+        self._columns = Columns()
 
     def apply(self, entries: Iterable[Entry], *, removed: Iterable[bytes]) -> None:
         """Removes `removed`, then adds `entries`, each in place of the one with its key if there is one.
@@ -151,9 +172,9 @@ class UserIndex:
         latest = {entry.key: entry for entry in entries}
         try:
             with self._db:
-                self._remove([*removed, *latest])
+                freed = self._remove([*removed, *latest])
                 if latest:
-                    self._add(list(latest.values()))
+                    self._add(sorted(latest.values(), key=lambda entry: entry.seq), freed=freed)
         except apsw.ConstraintError:
             raise InvalidInputError("two memories of one user have the same place in the order of writing") from None
 
@@ -187,8 +208,86 @@ class UserIndex:
         query = self._query(vector)
         candidates = self._candidates(condition)
         best = self._best_turns(query, k=_positive(k, name="k"), candidates=candidates, floor=floor)
-        found = [(self._turns(_MEMORY_COLUMNS, Sql("seq = ?", (seq,))).fetchone(), fit) for seq, fit in best]
+        found = [(self._turns(_MEMORY_COLUMNS, Sql("row = ?", (row,))).fetchone(), fit) for row, fit in best]
         return [(_memory(row), fit) for row, fit in found]
+
+    def answer(
+        self,
+        question: Question,
+        vector: npt.NDArray[np.floating[Any]],
+        *,
+        k: int,
+        condition: Condition,
+        floor: float,
+        now: datetime,
+        calibration: Calibration,
+        explain: bool = False,
+        without: Collection[str] = (),
+        knows_all_languages: bool = True,
+    ) -> list[Hit]:
+        """The memories that fit a question best, among those that fulfil the condition; see `memlayer.ranking`.
+
+        Args:
+            question: read with this index's speakers.
+            vector: of `question.spoken`, shape (dimensions,).
+            k, condition, floor: as `search` has them; the floor is of calibrated scores.
+            now: what "last week" is counted from.
+            calibration: makes scores of values.
+            explain: give each hit its parts.
+            without: the parts that are switched off.
+            knows_all_languages: whether the embedder knows more than English.
+
+        Returns:
+            Best first, of equal ones the earlier written first; texts that are equal once.
+        """
+        k = _positive(k, name="k")
+        rows = np.flatnonzero(self._columns.column("there"))
+        if (candidates := self._candidates(condition)) is not None:
+            rows = np.intersect1d(rows, candidates // MAX_PARTS)
+        answering = Answering(
+            self._columns,
+            cosines=calibration.cosines(self._best_parts(self._query(vector), less_luck="length" not in without)),
+            vectors=lambda rows: self._engine.vectors(rows.astype(np.int64) * MAX_PARTS),
+            cosines_with=lambda vector: self._best_parts(vector, less_luck=False),
+            without=without,
+            knows_all_languages=knows_all_languages,
+        )
+        picked, top = answering.best(question, rows=rows.astype(np.int32), k=k, now=now)
+        found = []
+        for turn in picked:
+            fit = calibration.score(turn.value, top=top)
+            if fit >= floor:
+                row = self._turns(_MEMORY_COLUMNS, Sql("row = ?", (turn.row,))).fetchone()
+                found.append(
+                    Hit.model_construct(
+                        **_fields(row), score=fit, count=turn.count, parts=turn.parts if explain else None
+                    )
+                )
+        return found
+
+    def _best_parts(self, query: FloatVector, *, less_luck: bool) -> Floats:
+        """For each turn the cosine of its best part, without what is luck where that is asked; 0 for a turn without
+        vectors."""
+        ids, cosines = self._engine.cosines(query)
+        # A picture is one ticket, however long its caption is.
+        seen = np.isin(ids, list(self._pictures)) if self._pictures else None
+        pictures, fits = (ids[seen], cosines[seen]) if seen is not None else (ids[:0], cosines[:0])
+        ids, cosines = (ids[~seen], cosines[~seen]) if seen is not None else (ids, cosines)
+        best = np.zeros(self._columns.size, dtype=np.float32)
+        turns = ids // MAX_PARTS
+        if self._parts:
+            best[turns] = -np.inf
+            np.maximum.at(best, turns, cosines)
+            several = np.array(list(self._parts), dtype=np.int64)
+            texts = np.array(list(self._parts.values()), dtype=np.int64)
+            texts -= np.isin(several * MAX_PARTS + texts - 1, pictures)
+            if less_luck:
+                best[several] -= part_penalty(texts.astype(np.int32))
+            np.maximum.at(best, pictures // MAX_PARTS, fits)
+            best[~np.isfinite(best)] = 0
+        else:
+            best[turns] = cosines
+        return best
 
     def get(self, key: bytes) -> Memory | None:
         """The memory with this key, expired or not, or None."""
@@ -254,34 +353,46 @@ class UserIndex:
             wanted.parameters,
         )
 
-    def _remove(self, keys: list[bytes]) -> None:
-        """Rows, fields and vectors of those of these keys that are here."""
-        deleted = self._db.executemany("DELETE FROM turns WHERE key = ? RETURNING seq", ((key,) for key in keys))
-        turns = np.fromiter((seq for (seq,) in deleted), dtype=np.int64)
+    def _remove(self, keys: list[bytes]) -> dict[int, int]:
+        """Rows, fields and vectors of those of these keys that are here; which row each `seq` of them had."""
+        deleted: list[Any] = self._db.executemany(
+            "DELETE FROM turns WHERE key = ? RETURNING row, seq, text, speaker, session, at", ((key,) for key in keys)
+        ).fetchall()
+        turns = np.array([row[0] for row in deleted], dtype=np.int64)
         if not len(turns):
-            return
-        self._db.executemany("DELETE FROM fields WHERE turn = ?", ((seq,) for seq in turns.tolist()))
+            return {}
+        for row, seq, text, speaker, session, at in deleted:
+            self._columns.remove(row, text=text, speaker=speaker, session=session, at=at, seq=seq)
+        self._db.executemany("DELETE FROM fields WHERE turn = ?", ((row,) for row in turns.tolist()))
         self._engine.remove(self._vector_ids(turns))
-        for seq in turns.tolist():
-            self._parts.pop(seq, None)
+        for row in turns.tolist():
+            self._pictures.discard(row * MAX_PARTS + self._parts.pop(row, 1) - 1)
+        return {seq: row for row, seq, *_ in deleted}
 
-    def _add(self, entries: list[Entry]) -> None:
-        """Rows, fields and vectors of entries that are not here."""
+    def _add(self, entries: list[Entry], *, freed: dict[int, int]) -> None:
+        """Rows, fields and vectors of entries that are not here; one that was has the row again that it had."""
+        rows = []
+        for entry in entries:
+            rows.append(freed.get(entry.seq, self._next_row))
+            self._next_row = max(self._next_row, rows[-1] + 1)
         self._db.executemany(
-            "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (_row(entry) for entry in entries)
+            "INSERT INTO turns VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            ((row, *_row(entry)) for row, entry in zip(rows, entries, strict=True)),
         )
         self._db.executemany(
             "INSERT INTO fields VALUES (?, ?, ?)",
             (
-                (entry.seq, key, column_value(value))
-                for entry in entries
+                (row, key, column_value(value))
+                for row, entry in zip(rows, entries, strict=True)
                 for key, value in entry.memory.metadata.items()
             ),
         )
-        self._add_vectors(entries)
+        for row, entry in zip(rows, entries, strict=True):
+            self._columns.add(row, entry.memory, seq=entry.seq)
+        self._add_vectors(entries, rows=rows)
 
-    def _add_vectors(self, entries: list[Entry]) -> None:
-        for entry in entries:
+    def _add_vectors(self, entries: list[Entry], *, rows: list[int]) -> None:
+        for row, entry in zip(rows, entries, strict=True):
             if entry.vectors.ndim != 2 or entry.vectors.shape[1] != self._dimensions:
                 raise InvalidInputError(
                     f"the vectors of a memory have shape {entry.vectors.shape}, not (parts, {self._dimensions})"
@@ -289,9 +400,10 @@ class UserIndex:
             if (parts := len(entry.vectors)) > MAX_PARTS:
                 raise LimitExceededError(f"a memory has over {MAX_PARTS} vectors", limit=MAX_PARTS)
             if parts != 1:
-                self._parts[entry.seq] = parts
+                self._parts[row] = parts
+            self._pictures.update(row * MAX_PARTS + part for part in range(parts - entry.pictures, parts))
         vectors = unit(np.concatenate([entry.vectors for entry in entries]))
-        ids = self._vector_ids(np.array([entry.seq for entry in entries], dtype=np.int64))
+        ids = self._vector_ids(np.array(rows, dtype=np.int64))
         grown = len(self._engine) + len(ids) > SMALL_USER
         if grown and self._may_flatten and isinstance(self._engine, SqliteVecEngine):
             # For good: a user who had many memories soon has them again.
@@ -302,7 +414,7 @@ class UserIndex:
         """The ids of all vectors of these turns, turn by turn."""
         if not self._parts:
             return turns * MAX_PARTS
-        parts = np.array([self._parts.get(seq, 1) for seq in turns.tolist()], dtype=np.int64)
+        parts = np.array([self._parts.get(row, 1) for row in turns.tolist()], dtype=np.int64)
         firsts = np.cumsum(parts) - parts
         return np.repeat(turns * MAX_PARTS - firsts, parts) + np.arange(parts.sum())
 
@@ -318,8 +430,8 @@ class UserIndex:
             condition = replace(condition, alive_at=None)
         if condition.sql == MATCH_ALL:
             return None
-        rows = self._turns("seq", condition.sql)
-        return self._vector_ids(np.fromiter((seq for (seq,) in rows), dtype=np.int64))
+        rows = self._turns("row", condition.sql)
+        return self._vector_ids(np.fromiter((row for (row,) in rows), dtype=np.int64))
 
     def _any_expired(self, at: datetime) -> bool:
         """Whether anything has: most users' memories never expire, and then all vectors are searched as they lie."""
@@ -329,7 +441,7 @@ class UserIndex:
     def _best_turns(
         self, query: FloatVector, *, k: int, candidates: Ids | None, floor: float
     ) -> list[tuple[int, float]]:
-        """(seq, score), best first. Asks for more vectors until the parts of few turns no longer crowd out others."""
+        """(row, score), best first. Asks for more vectors until the parts of few turns no longer crowd out others."""
         wanted = min(2 * k if self._parts else k, len(self._engine))
         while True:
             nearest = self._engine.search(query, k=max(wanted, 1), candidates=candidates)
@@ -354,6 +466,7 @@ def _row(entry: Entry) -> tuple[int | str | bytes | None, ...]:
         entry.key,
         entry.stamp,
         memory.id,
+        memory.image_sha256,
         json.dumps(memory.metadata, ensure_ascii=False) if memory.metadata else "{}",
         memory.text,
     )
@@ -361,19 +474,24 @@ def _row(entry: Entry) -> tuple[int | str | bytes | None, ...]:
 
 def _memory(row: Any) -> Memory:
     """A memory from `_MEMORY_COLUMNS`. Nothing is checked again: what is in here was authenticated and valid."""
-    _, id_, text, role, speaker, session, at, metadata, source, expires, written = row
-    return Memory.model_construct(
-        id=id_,
-        text=text,
-        role=role,
-        speaker=speaker,
-        session=session,
-        at=from_microseconds(at),
-        metadata=json.loads(metadata),
-        source=source,
-        expires=None if expires is None else from_microseconds(expires),
-        written=from_microseconds(written),
-    )
+    return Memory.model_construct(**_fields(row))
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    _, _, id_, text, role, speaker, session, at, metadata, source, expires, written, image = row
+    return {
+        "id": id_,
+        "text": text,
+        "role": role,
+        "speaker": speaker,
+        "session": session,
+        "at": from_microseconds(at),
+        "metadata": json.loads(metadata) if metadata != "{}" else {},
+        "source": source,
+        "expires": None if expires is None else from_microseconds(expires),
+        "written": from_microseconds(written),
+        "image_sha256": image,
+    }
 
 
 def _cursor(row: Any) -> str:

@@ -146,7 +146,7 @@ _SCRIPTS: Final = (
 _NOT_RUSSIAN = re.compile("[іїєґўѓќѕәғқңөұүһ]")
 _CYRILLIC_SERBIAN = re.compile("[ђјљњћџ]")
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_WORD = re.compile(r"[^\W\d_]++(?:['’][^\W\d_]++)*+")
 _LATIN_LETTER = re.compile("[a-z\u00df-\u024f]")
 _LATIN: Final = frozenset(LANGUAGES) - {language for _, language in _SCRIPTS} - {"persian", "nepali", "yiddish"}
 # Of a long text the beginning says enough.

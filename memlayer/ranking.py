@@ -1,13 +1,222 @@
-"""From what an engine found to what a recall returns. Pure functions."""
+"""From raw scores to an order. Pure functions on arrays with one element a turn, by the turn's row.
+
+A turn's value is a sum of parts, each in the units of a cosine, none of them normalised by the question: so a value
+means the same in a store of ten turns and of ten thousand, and `calibrated` makes a score of it.
+
+The constants are the same for every user and every question. They were chosen on six conversations of LoCoMo and kept
+only where they cost little on the other four, on turns joined to long ones, cut, renamed, scattered over sessions and
+without speakers, and in Chinese (docs/decisions/0012).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from memlayer.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
-__all__ = ["best_turns", "score"]
+    from numpy.typing import NDArray
+
+    from memlayer.timeline import Rows
+
+__all__ = [
+    "ALIKE", "ALIKE_UNKNOWN", "LEXICAL_NEIGHBOURS", "PARTS", "VECTOR_NEIGHBOURS", "Floats", "Part", "Weights",
+    "best_turns", "calibrated", "checked_parts", "in_context", "length_prior", "neighbour_weights", "part_penalty",
+    "picked", "pooled", "score", "session_part", "shortness", "weigh",
+]  # fmt: skip
+
+Floats: TypeAlias = "NDArray[np.float32]"
+Weights: TypeAlias = "Mapping[int, tuple[Rows, Floats]]"
+"""By distance: the row of each turn's neighbour there, one behind the last where there is none; and what it counts,
+with a 0 behind the last for the row that is none."""
+
+Part: TypeAlias = Literal[
+    "vector", "lexical", "context", "speaker", "role", "length", "time", "session", "duplicates", "diversity"
+]
+"""What can be switched off by name: the leg that compares meanings; the leg that compares words; what both legs take
+from a turn's neighbours; whether the turn is of somebody whom the question names; that it is an assistant's; how much
+it says; whether it is of the time that the question names; how well the rest of its conversation fits; that equal texts
+are one hit; and that hits which say the same make room for others."""
+
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+
+# A turn of up to 300 characters leans on its neighbours, one of 900 and more on none: it says what it is about.
+_SHORT, _LONG = 300, 900
+# How far a neighbour's weight depends on its being short too: a long one is about many things.
+_SHORT_NEIGHBOUR = 0.5
+VECTOR_NEIGHBOURS: Final[Mapping[int, float]] = {-1: 0.25, 1: 0.25, -2: 0.1, 2: 0.1}
+LEXICAL_NEIGHBOURS: Final[Mapping[int, float]] = {-1: 0.4, 1: 0.3, -2: 0.2, 2: 0.1}
+# A text of many parts draws many tickets, and the best of them is high by luck.
+_A_PART = 0.08
+_LEXICAL = 0.05
+# An embedder that does not know the question's language still knows names and numbers in it.
+_UNKNOWN_LANGUAGE = 0.2
+_ANOTHER_SPEAKER = 0.2
+# What is asked for later is mostly what the user said.
+_ASSISTANT = 0.1
+# A turn of three words is near to everything and answers nothing.
+_LENGTH, _MIDDLE_LENGTH, _LONGEST = 0.04, 12, 60
+_TIME = 0.2
+_SESSION = 0.15
+
+# Cosines from which on two texts say the same; in a language that the embedder does not know, most do.
+ALIKE, ALIKE_UNKNOWN = 0.93, 0.985
+_ALIKE = 0.05
+_TOOL = 0.05
+
+
+def checked_parts(without: Collection[str]) -> frozenset[str]:
+    """The parts that are switched off.
+
+    Raises:
+        InvalidInputError: one is no part.
+    """
+    if isinstance(without, str) or not set(without) <= set(PARTS):
+        raise InvalidInputError(f"without takes names of parts: {', '.join(PARTS)}")
+    return frozenset(without)
+
+
+def shortness(widths: NDArray[np.int32]) -> Floats:
+    """How far a turn needs its context, 0 to 1, by its width in characters."""
+    return np.clip((_LONG - widths) / np.float32(_LONG - _SHORT), 0, 1).astype(np.float32)
+
+
+def neighbour_weights(short: Floats, rows: Rows) -> tuple[Rows, Floats]:
+    """One distance of `Weights`, from how far each turn needs its context and from rows that are -1 where none is."""
+    none = len(short)
+    rows = np.where(rows < 0, none, rows)
+    padded = np.append(short, np.float32(0))
+    weights = np.zeros_like(padded)
+    weights[:-1] = short * (np.float32(1 - _SHORT_NEIGHBOUR) + np.float32(_SHORT_NEIGHBOUR) * padded[rows])
+    weights[:-1][rows == none] = 0
+    return rows, weights
+
+
+def part_penalty(parts: NDArray[np.int32]) -> Floats:
+    """What the best of so many parts is better by than one."""
+    return (_A_PART * np.log(np.maximum(parts, 1))).astype(np.float32)
+
+
+def in_context(own: Floats, *, beside: Weights) -> Floats:
+    """A turn's cosine in its context: the weighted mean of its own and its neighbours'."""
+    padded = np.append(own, np.float32(0))
+    top, bottom = own.copy(), np.ones_like(own)
+    for distance, weight in VECTOR_NEIGHBOURS.items():
+        rows, weights = beside[distance]
+        its = np.float32(weight) * weights[:-1]
+        top += its * padded[rows]
+        bottom += its
+    return top / bottom
+
+
+def length_prior(words: Floats) -> Floats:
+    """How much a turn says, by its number of words."""
+    return np.float32(_LENGTH) * np.log((np.minimum(words, _LONGEST) + 1) / np.float32(_MIDDLE_LENGTH))
+
+
+def weigh(
+    *,
+    vector: Floats | None,
+    knows_language: bool,
+    lexical: Floats | None,
+    others: NDArray[np.bool_] | None,
+    assistant: NDArray[np.bool_] | None,
+    words: Floats | None,
+    in_time: NDArray[np.bool_] | None,
+) -> dict[Part, Floats]:
+    """The parts of the turns' values, to be added up; what is None is switched off or has nothing to say.
+
+    Args:
+        vector: cosines, in context.
+        knows_language: whether the embedder knows the question's language.
+        lexical: scores of the lexical leg.
+        others: which turns are of others than whom the question names.
+        assistant: which are the assistant's, where there is a user too.
+        words: how many words each has.
+        in_time: which are of the time that the question names.
+    """
+    parts: dict[Part, Floats] = {}
+    if vector is not None:
+        parts["vector"] = vector if knows_language else vector * np.float32(_UNKNOWN_LANGUAGE)
+    if lexical is not None:
+        parts["lexical"] = lexical * np.float32(_LEXICAL)
+    if others is not None:
+        parts["speaker"] = others * np.float32(-_ANOTHER_SPEAKER)
+    if assistant is not None:
+        parts["role"] = assistant * np.float32(-_ASSISTANT)
+    if words is not None:
+        parts["length"] = length_prior(words)
+    if in_time is not None:
+        parts["time"] = in_time * np.float32(_TIME)
+    return parts
+
+
+def session_part(values: Floats, sessions: NDArray[np.int32]) -> Floats:
+    """What a turn takes from the best turn of its conversation: 0 in the best conversation, less in others."""
+    best = np.full(int(sessions.max(initial=0)) + 1, -np.inf, dtype=np.float32)
+    np.maximum.at(best, sessions, values)
+    top = best.max()
+    least = np.float32(-1)  # a conversation none of whose turns may be found
+    return np.float32(_SESSION) * np.maximum(best - top, least)[sessions] if np.isfinite(top) else np.zeros_like(values)
+
+
+def pooled(values: Floats, rows: Rows, *, most: int) -> Rows:
+    """The rows of the `most` best, best first, of equal ones the earlier."""
+    if len(rows) > most:
+        kept = np.argpartition(-values[rows], most - 1)[:most]
+        # All that tie with the last one, of which the earliest are kept.
+        rows = np.sort(rows[values[rows] >= values[rows[kept]].min()])
+    return rows[np.argsort(-values[rows], kind="stable")][:most]
+
+
+def picked(
+    values: Floats, *, alike: Callable[[int], NDArray[np.bool_]] | None, tools: NDArray[np.bool_], k: int
+) -> list[tuple[int, float]]:
+    """The `k` best places, one after the other: each pick takes a little from those that say the same, more each time,
+    and each pick of a tool's from the tools'. So that many copies of one text, or one tool, never fill the answer.
+
+    Args:
+        values: best first.
+        alike: gives, for a place, which places say the same; None where that does not matter.
+        tools: which were written by a tool.
+
+    Returns:
+        (place, its value when it was picked).
+    """
+    left = values.astype(np.float64)
+    off = np.where(tools, _ALIKE + _TOOL, _ALIKE)
+    times = np.zeros(len(values))
+    found = []
+    for _ in range(min(k, len(values))):
+        best = int(np.argmax(left))
+        found.append((best, float(left[best])))
+        left[best] = -np.inf
+        if alike is None:
+            continue
+        same = alike(best)
+        same[best] = False
+        times[same] += 1
+        left[same] -= (off * times)[same]
+        if tools[best]:
+            left[tools] -= _TOOL
+    return found
+
+
+def calibrated(value: float, *, top: float, steep: float, middle: float) -> float:
+    """A value as a score, 0 to 1.
+
+    Whether anything in the store answers a question shows best in the best value; how a turn compares to the best one,
+    in its own. Both count (Platt scaling: Platt 1999).
+    """
+    exponent = steep * (_MIX * top + (1 - _MIX) * value - middle)
+    return float(1 / (1 + np.exp(-np.clip(exponent, -30, 30))))
+
+
+_MIX = 0.7
 
 
 def score(cosine: float) -> float:

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memlayer.batch import find
+from memlayer.calibration import calibration_of
 from memlayer.embedding import embed_query, given_query
 from memlayer.errors import InvalidInputError, NotFoundError
 from memlayer.filters import Condition
-from memlayer.records import History, Hit, Memory, Recall, valid_name, valid_text
+from memlayer.questions import read_question
+from memlayer.ranking import checked_parts
+from memlayer.records import History, Hit, Memory, Recall, utc, valid_name, valid_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from memlayer.health import Breaker, Loading
     from memlayer.index import UserIndex
     from memlayer.ledger import Pending
+    from memlayer.questions import Question
+    from memlayer.ranking import Part
     from memlayer.records import Session, Source
     from memlayer.resident import Resident, Residents
     from memlayer.spaces import Spaces
@@ -32,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_K", "Recalling", "counted", "not_found", "scored"]
 
 MAX_K = 10_000
-_DEFAULT_FLOOR = 0.0  # Until the score is calibrated, nothing can be said to be too weak.
 
 
 class Recalling:
@@ -72,8 +76,12 @@ class Recalling:
         min_score: float | None = None,
         now: datetime | None = None,
         explain: bool = False,
+        without: Collection[Part] = (),
     ) -> Recall:
         """What fits the query, best first. Sees every write that was committed before it began.
+
+        A text is compared by its meaning and by its words, with each turn and with what stands next to it; see
+        `memlayer.ranking`. A vector is compared with the turns' own vectors, and the score is the cosine.
 
         Args:
             query: a text, or a vector of the embedder's dimensions.
@@ -82,23 +90,49 @@ class Recalling:
             since, until: only what was said in `since <= at < until`.
             where: only what has this metadata; see `memlayer.filters`.
             sources: only from these sources.
-            min_score: the floor, 0 to 1; 0 asks for everything, None is the default floor (0 in this version).
-            now: what counts as now for expiry; the clock by default.
+            min_score: the floor, 0 to 1; 0 asks for everything, None is the embedder's own floor, below which
+                nothing answers the question.
+            now: what counts as now, for expiry and for "last week"; the clock by default.
             explain: give each hit its `parts`.
+            without: the parts of the score that are switched off, by name; see `memlayer.ranking.PARTS`.
         """
         counted(k, name="k", most=MAX_K)
-        floor = _DEFAULT_FLOOR if min_score is None else scored(min_score)
+        if min_score is not None:
+            scored(min_score)
+        now = datetime.now(UTC) if now is None else utc(now, name="now")
         condition = Condition(
             session=session,
             since=since,
             until=until,
             sources=sources,
             where=where,
-            alive_at=datetime.now(UTC) if now is None else now,
+            alive_at=now,
         )
-        with self._searching(query) as (index, vector):
-            found = [] if index is None else index.search(vector, k=k, condition=condition, floor=floor)
-        return Recall([_hit(memory, score, explain=explain) for memory, score in found])
+        off = checked_parts(without)
+        with self._searching(query, without=off) as (index, vector, question, embedder):
+            if index is None:
+                return Recall([])
+            if question is None:
+                nearest = index.search(vector, k=k, condition=condition, floor=min_score or 0.0)
+                hits = [
+                    Hit.model_construct(**dict(memory), score=cosine, parts={"vector": cosine} if explain else None)
+                    for memory, cosine in nearest
+                ]
+            else:
+                calibration = calibration_of(embedder.identity)
+                hits = index.answer(
+                    question,
+                    vector,
+                    k=k,
+                    condition=condition,
+                    floor=calibration.floor if min_score is None else min_score,
+                    now=now,
+                    calibration=calibration,
+                    explain=explain,
+                    without=off,
+                    knows_all_languages=getattr(embedder, "languages", None) is None,
+                )
+        return Recall(hits)
 
     def history(self, *, session: str | None = None, limit: int = 50, before: str | None = None) -> History:
         """The last `limit` turns, oldest first, of one session or of all; expired ones are left out.
@@ -146,10 +180,13 @@ class Recalling:
     # ---------------------------------------------------------------- inside
 
     @contextmanager
-    def _searching(self, query: str | NDArray[np.float32]) -> Iterator[tuple[UserIndex | None, NDArray[np.float32]]]:
-        """The index, locked, and the query's vector in the space of the index's vectors; no index where there is
-        nothing to search, and then no model was loaded."""
+    def _searching(
+        self, query: str | NDArray[np.float32], *, without: Collection[str]
+    ) -> Iterator[tuple[UserIndex | None, NDArray[np.float32], Question | None, Embedder]]:
+        """The index, locked; the query's vector in the space of the index's vectors; the question, where the query is a
+        text; and the embedder. No index where there is nothing to search, and then no model was loaded."""
         resident, given = self._resident, not isinstance(query, str)
+        question: Question | None = None
         vector = np.empty(0, np.float32)
         if isinstance(query, str):
             valid_text(query)
@@ -159,7 +196,7 @@ class Recalling:
         while True:
             with resident.reading() as (user, index):
                 if user is None or index is None or not len(index):
-                    yield None, vector
+                    yield None, vector, None, self._spaces.own
                     return
                 if given:
                     self._spaces.check_own(user)
@@ -167,10 +204,11 @@ class Recalling:
                 if given or (
                     embedder is not None and embedder.identity.digest() == self._vault.digest(user.embedder_no)
                 ):
-                    yield index, vector
+                    yield index, vector, question, embedder or self._spaces.own
                     return
                 embedder = self._spaces.of(user)
-            vector = embed_query(embedder, str(query))
+                question = read_question(str(query), speakers=() if "speaker" in without else index.speakers)
+            vector = embed_query(embedder, question.spoken)
 
     @property
     def _resident(self) -> Resident:
@@ -179,11 +217,6 @@ class Recalling:
     def _find(self, id: str, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
         """The memory that a visible id stands for: an own id by its keyed hash, else the id that memlayer chose."""
         return find(valid_name(id, name="id"), user=user, index=index)
-
-
-def _hit(memory: Memory, score: float, *, explain: bool) -> Hit:
-    parts = {"vector": score} if explain else None
-    return Hit.model_construct(**dict(memory), score=score, parts=parts)
 
 
 def counted(value: int, *, name: str, most: int) -> int:

@@ -6,6 +6,7 @@ line or an error reporter that prints a memory does not print what somebody said
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -30,8 +31,10 @@ __all__ = [
     "Source",
     "Turn",
     "from_microseconds",
+    "image_digest",
     "to_microseconds",
     "utc",
+    "valid_image",
     "valid_name",
 ]
 
@@ -50,6 +53,10 @@ MAX_METADATA_BYTES = 16_384
 # Deep enough for any honest metadata, and far from the interpreter's recursion limit.
 MAX_METADATA_DEPTH = 32
 MAX_NAME_BYTES = 512
+# A photo of a phone is 2 to 5 MB, as chat programs send it far less. One image is one sealed item (`memlayer.items`).
+MAX_IMAGE_BYTES = 4_000_000
+# How the files begin that browsers and phones send, and that `memlayer.embedders.images` opens.
+_IMAGE_HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -117,6 +124,24 @@ def valid_text(text: str) -> str:
             limit=MAX_TEXT_BYTES,
         )
     return text
+
+
+def valid_image(image: bytes) -> bytes:
+    """A PNG, JPEG, WebP or GIF file by its first bytes. It is not opened: only an embedder that reads images does."""
+    if type(image) is not bytes:
+        raise InvalidInputError(f"image must be the bytes of a file, not {type(image).__name__}")
+    if len(image) > MAX_IMAGE_BYTES:
+        raise LimitExceededError(
+            f"image is larger than {MAX_IMAGE_BYTES} bytes; scale it down", size=len(image), limit=MAX_IMAGE_BYTES
+        )
+    if not image.startswith(_IMAGE_HEADS) and not (image.startswith(b"RIFF") and image[8:12] == b"WEBP"):
+        raise InvalidInputError("image is no PNG, JPEG, WebP or GIF file")
+    return image
+
+
+def image_digest(image: bytes) -> str:
+    """What a memory says of its image: SHA-256 of the file, 64 hex digits."""
+    return hashlib.sha256(image).hexdigest()
 
 
 def valid_metadata(metadata: JsonObject) -> JsonObject:
@@ -208,6 +233,8 @@ class Turn(_Value):
         id: the caller's own id; remembering the same id with the same content again changes nothing.
         source: where the text came from; by default what the role says.
         expires: from when on it is no longer recalled; None means never.
+        image: a PNG, JPEG, WebP or GIF file of at most 4,000,000 bytes, of which the text is the caption. It is found
+            by its picture where the embedder reads images, else by its caption.
     """
 
     text: str
@@ -219,6 +246,7 @@ class Turn(_Value):
     id: str | None = None
     source: Source | None = None
     expires: datetime | None = None
+    image: bytes | None = None
 
     @field_validator("text")
     @classmethod
@@ -234,6 +262,11 @@ class Turn(_Value):
     @classmethod
     def _time(cls, at: datetime | None, info: Any) -> datetime | None:
         return at if at is None else utc(at, name=info.field_name)
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _image(cls, image: object) -> bytes | None:
+        return None if image is None else valid_image(image)  # type: ignore[arg-type]
 
     @field_validator("metadata", mode="before")
     @classmethod
@@ -261,6 +294,7 @@ class Memory(_Value):
         source: where the text came from.
         expires: from when on it is no longer recalled, UTC, or None.
         written: when it was stored or last updated, UTC.
+        image_sha256: the SHA-256 of its image, 64 hex digits, or None; `UserMemory.image` gives the file.
     """
 
     id: str
@@ -273,6 +307,12 @@ class Memory(_Value):
     source: Source
     expires: datetime | None
     written: datetime
+    image_sha256: str | None = None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether it has an image."""
+        return self.image_sha256 is not None
 
     def __repr__(self) -> str:
         known = self.__dict__
@@ -286,12 +326,14 @@ class Hit(Memory):
     """A memory that was recalled.
 
     Attributes:
-        score: how well it fits, 0 to 1, larger is better: the cosine of the query and the memory, or of its best part
-            where the text was split; not calibrated yet, so compare it within one recall only.
-        parts: with `explain=True`, what the score is made of, by name; else None.
+        score: how well it fits, 0 to 1, larger is better. For a question it is calibrated: it means the same for every
+            user and size of store. For a vector it is the cosine with the memory, or with its best part.
+        count: how many memories have this text, but for case, spaces and punctuation; they are one hit.
+        parts: with `explain=True`, what the score is made of, by name (see `memlayer.ranking.Part`); else None.
     """
 
     score: float
+    count: int = 1
     parts: dict[str, float] | None = None
 
 

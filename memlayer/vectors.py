@@ -105,6 +105,12 @@ class VectorEngine(Protocol):
             (id, cosine), nearest first; of equal ones the lower id first.
         """
 
+    def cosines(self, query: FloatVector) -> tuple[Ids, FloatVector]:
+        """All ids, in any order, with their cosines in float32; both engines' are equal to the last bit."""
+
+    def vectors(self, ids: Ids) -> FloatMatrix:
+        """The vectors under these ids, one row each; zeros for one that it does not hold."""
+
 
 class SqliteVecEngine:
     """A `vec0` table in an apsw connection into which sqlite-vec is loaded.
@@ -149,6 +155,15 @@ class SqliteVecEngine:
                 return nearest
             wanted = min(2 * wanted, available)
         return _nearest(query, *self._vectors(candidates), k=k)
+
+    def cosines(self, query: FloatVector) -> tuple[Ids, FloatVector]:
+        ids, vectors = self._vectors(None)
+        return ids, _products(vectors, query)
+
+    def vectors(self, ids: Ids) -> FloatMatrix:
+        found = dict(zip(*self._vectors(ids), strict=True))
+        none = np.zeros(self._dimensions, dtype=np.float32)
+        return np.array([found.get(id_, none) for id_ in ids.tolist()], dtype=np.float32).reshape(-1, self._dimensions)
 
     def flattened(self) -> FlatEngine:
         """The same vectors in a flat engine; this one is used up."""
@@ -234,13 +249,29 @@ class FlatEngine:
             rows = rows[cosines >= kth - _rounding(len(query))]
         return _nearest(query, self._ids, self._matrix, k=k, rows=rows)
 
-    def _rows(self, candidates: Ids) -> Ids:
-        """Where these ids stand."""
+    def cosines(self, query: FloatVector) -> tuple[Ids, FloatVector]:
+        return self._ids[: self._count], _products(self._matrix[: self._count], query)
+
+    def vectors(self, ids: Ids) -> FloatMatrix:
+        found = np.zeros((len(ids), self._matrix.shape[1]), dtype=np.float32)
+        if self._count:
+            held, order, places = self._places(ids)
+            rows = order[places]
+            known = held[rows] == ids
+            found[known] = self._matrix[rows[known]]
+        return found
+
+    def _places(self, ids: Ids) -> tuple[Ids, Ids, Ids]:
         held = self._ids[: self._count]
         # Nearly sorted already (ids mostly rise), which a stable sort makes nothing of.
         order = np.argsort(held, kind="stable")
-        places = np.searchsorted(held, candidates, sorter=order)
-        rows = order[np.minimum(places, self._count - 1)]
+        places = np.searchsorted(held, ids, sorter=order)
+        return held, order, np.minimum(places, self._count - 1)
+
+    def _rows(self, candidates: Ids) -> Ids:
+        """Where these ids stand."""
+        held, order, places = self._places(candidates)
+        rows = order[places]
         known: Ids = rows[held[rows] == candidates]
         return known
 

@@ -25,7 +25,7 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 def matches(where, *documents):
     """Which of the metadata documents the compiled filter finds, by position."""
     db = apsw.Connection(":memory:")
-    db.execute("CREATE TABLE turns (seq INTEGER PRIMARY KEY)")
+    db.execute("CREATE TABLE turns (row INTEGER PRIMARY KEY)")
     db.execute("CREATE TABLE fields (turn INTEGER, key TEXT, value, PRIMARY KEY (turn, key)) WITHOUT ROWID")
     db.execute("CREATE INDEX fields_by_value ON fields (key, value)")
     for seq, document in enumerate(documents):
@@ -34,7 +34,7 @@ def matches(where, *documents):
             "INSERT INTO fields VALUES (?, ?, ?)", [(seq, key, column_value(value)) for key, value in document.items()]
         )
     text, parameters = compile_where(where)
-    return [seq for (seq,) in db.execute(f"SELECT seq FROM turns WHERE {text} ORDER BY seq", parameters)]
+    return [seq for (seq,) in db.execute(f"SELECT row FROM turns WHERE {text} ORDER BY row", parameters)]
 
 
 def kind(value):
@@ -399,10 +399,10 @@ def test_a_condition_does_not_show_its_content():
     assert SECRET not in shown
 
 
-def test_filters_and_ranking_load_neither_numpy_nor_a_database():
-    """The two pure modules stay light."""
+def test_filters_load_neither_numpy_nor_a_database():
+    """They are needed where a condition is made, long before anything is searched."""
     code = (
-        "import sys, memlayer.filters, memlayer.ranking;"
+        "import sys, memlayer.filters;"
         "print(sorted({'numpy', 'apsw', 'sqlite_vec', 'sqlalchemy', 'sqlcipher3'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,167 @@
+"""What a question is compared with beside the vectors: of each turn of one user a few numbers, its words, its place.
+
+Turns are named by their row, a small integer; a row of a forgotten one is nobody's.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from memlayer.dates import named_window
+from memlayer.lexical import LexicalIndex
+from memlayer.ranking import LEXICAL_NEIGHBOURS, VECTOR_NEIGHBOURS, neighbour_weights, shortness
+from memlayer.records import to_microseconds
+from memlayer.timeline import Timeline
+from memlayer.words import width
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from memlayer.dates import Window
+    from memlayer.ranking import Weights
+    from memlayer.records import Memory
+
+__all__ = ["Columns"]
+
+# `kind` is a hash of what a text says, whatever its case, spaces and punctuation; `since` and `until` are of the time
+# that it names, in microseconds.
+_COLUMNS: Final = {
+    "there": np.bool_, "width": np.int32, "speaker": np.int32, "session": np.int32, "assistant": np.bool_,
+    "tool": np.bool_, "at": np.int64, "since": np.int64, "until": np.int64, "kind": np.int64,
+}  # fmt: skip
+_DISTANCES: Final = sorted(
+    {sign * distance for distance in (*VECTOR_NEIGHBOURS, *LEXICAL_NEIGHBOURS) for sign in (-1, 1)}
+)
+_PUNCTUATION = re.compile(r"[\W_]+")
+# People tell of a thing for some days after it happened, in microseconds.
+_TOLD_LATER = 7 * 24 * 3600 * 1_000_000
+
+
+class Columns:
+    """The turns of one user. Not thread-safe: the owner holds a lock.
+
+    Attributes:
+        lexical: the words of the turns.
+        size: all rows are below this.
+    """
+
+    def __init__(self) -> None:
+        self.lexical = LexicalIndex()
+        self.size = 0
+        self._timeline = Timeline()
+        self._arrays: dict[str, NDArray[Any]] = {name: np.zeros(64, dtype=kind) for name, kind in _COLUMNS.items()}
+        self._speakers = _Numbers()
+        self._sessions = _Numbers()
+        self._beside: Weights | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, roughly."""
+        return sum(array.nbytes for array in self._arrays.values()) + self._timeline.nbytes + self.lexical.nbytes
+
+    @property
+    def speakers(self) -> Collection[str]:
+        """Who speaks in the turns."""
+        return self._speakers.names
+
+    @property
+    def sessions(self) -> int:
+        """How many conversations there are."""
+        return len(self._sessions.names)
+
+    def add(self, row: int, memory: Memory, *, seq: int) -> None:
+        """Adds a turn under a row that is free; written as the `seq`-th."""
+        if row >= len(self._arrays["there"]):
+            for name, array in self._arrays.items():
+                self._arrays[name] = np.concatenate([array, np.zeros(max(row + 1, len(array)), dtype=array.dtype)])
+        self.size = max(self.size, row + 1)
+        at = to_microseconds(memory.at)
+        named = named_window(memory.text, now=memory.at)
+        values = {
+            "there": True,
+            "width": width(memory.text),
+            "speaker": self._speakers.take(memory.speaker),
+            "session": self._sessions.take(memory.session),
+            "assistant": memory.role == "assistant",
+            "tool": memory.role == "tool" or memory.source == "tool",
+            "at": at,
+            "since": at if named is None else to_microseconds(named.since),
+            "until": at if named is None else to_microseconds(named.until),
+            "kind": _kind(memory.text),
+        }
+        for name, value in values.items():
+            self._arrays[name][row] = value
+        self._timeline.add(row, session=memory.session, at=at, seq=seq)
+        self.lexical.add(row, memory.text)
+        self._beside = None
+
+    def remove(self, row: int, *, text: str, speaker: str | None, session: str | None, at: int, seq: int) -> None:
+        """Removes the turn at a row, and all that was kept of its text."""
+        for array in self._arrays.values():
+            array[row] = 0
+        self._speakers.give_back(speaker)
+        self._sessions.give_back(session)
+        self._timeline.remove(row, session=session, at=at, seq=seq)
+        self.lexical.remove(row, text)
+        self._beside = None
+
+    def column(self, name: str) -> NDArray[Any]:
+        """One number of each turn, by row."""
+        return self._arrays[name][: self.size]
+
+    def others_than(self, speakers: Collection[str]) -> NDArray[np.bool_]:
+        """Which turns are of none of these speakers."""
+        return ~np.isin(self.column("speaker"), [self._speakers.names[name][0] for name in speakers])
+
+    def in_time(self, window: Window) -> NDArray[np.bool_]:
+        """Which turns are of a time: said in it or shortly after, or telling of it."""
+        since, until = to_microseconds(window.since), to_microseconds(window.until)
+        at = self.column("at")
+        told = (self.column("since") < until) & (self.column("until") > since)
+        return ((at >= since) & (at < until + _TOLD_LATER)) | told
+
+    @property
+    def beside(self) -> Weights:
+        """The turns' neighbours in their conversations, and what each counts."""
+        if self._beside is None:
+            short = shortness(self.column("width"))
+            self._beside = {
+                distance: neighbour_weights(short, self._timeline.neighbours(distance)[: self.size])
+                for distance in _DISTANCES
+            }
+        return self._beside
+
+
+class _Numbers:
+    """Names as numbers: 0 for None, and one never used again for each other name."""
+
+    def __init__(self) -> None:
+        # The number, and how many turns have it.
+        self.names: dict[str, list[int]] = {}
+        self._next = 1
+
+    def take(self, name: str | None) -> int:
+        if name is None:
+            return 0
+        if name not in self.names:
+            self.names[name] = [self._next, 0]
+            self._next += 1
+        self.names[name][1] += 1
+        return self.names[name][0]
+
+    def give_back(self, name: str | None) -> None:
+        if name is not None:
+            self.names[name][1] -= 1
+            if not self.names[name][1]:
+                del self.names[name]
+
+
+def _kind(text: str) -> int:
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return hash(_PUNCTUATION.sub("", folded) or folded)
