@@ -126,6 +126,10 @@ class Columns:
         told = (self.column("since") < until) & (self.column("until") > since)
         return ((at >= since) & (at < until + _TOLD_LATER)) | told
 
+    def around(self, row: int, distance: int) -> tuple[list[int], list[int]]:
+        """The turns before and after one in its conversation; see `Timeline.around`."""
+        return self._timeline.around(row, distance)
+
     @property
     def beside(self) -> Weights:
         """The turns' neighbours in their conversations, and what each counts."""

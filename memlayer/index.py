@@ -19,7 +19,7 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from memlayer.answering import Answering
+from memlayer.answering import Answering, Picked
 from memlayer.columns import Columns
 from memlayer.errors import InvalidInputError, LimitExceededError
 from memlayer.filters import MATCH_ALL, Condition, Sql, column_value
@@ -38,14 +38,14 @@ from memlayer.vectors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from datetime import datetime
 
     from memlayer.calibration import Calibration
     from memlayer.questions import Question
     from memlayer.ranking import Floats
 
-__all__ = ["MAX_PARTS", "Entry", "UserIndex"]
+__all__ = ["MAX_PARTS", "Entry", "Shown", "UserIndex"]
 
 # The largest text has some 250 parts; twelve bits leave 51 for the row.
 MAX_PARTS = 4_096
@@ -115,6 +115,24 @@ class Entry:
     memory: Memory
     vectors: npt.NDArray[np.floating[Any]]
     pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a search shows of what it found.
+
+    Attributes:
+        parts: what each score is made of.
+        neighbours: up to so many turns before and after each hit.
+        split: for the best passage of a long text, how the embedder splits texts; None shows none.
+    """
+
+    parts: bool = False
+    neighbours: int = 0
+    split: Callable[[str], Sequence[str]] | None = None
+
+
+SHOWN = Shown()
 
 
 class UserIndex:
@@ -188,8 +206,14 @@ class UserIndex:
         return {key for (key,) in self._db.execute("SELECT key FROM turns")}
 
     def search(
-        self, vector: npt.NDArray[np.floating[Any]], *, k: int, condition: Condition, floor: float
-    ) -> list[tuple[Memory, float]]:
+        self,
+        vector: npt.NDArray[np.floating[Any]],
+        *,
+        k: int,
+        condition: Condition,
+        floor: float,
+        shown: Shown = SHOWN,
+    ) -> list[Hit]:
         """The memories nearest to a vector, among those that fulfil the condition.
 
         Args:
@@ -197,10 +221,11 @@ class UserIndex:
             k: how many at most, at least 1.
             condition: which memories are looked at; what it leaves out takes no place among the `k`.
             floor: the least score that counts; 0 keeps everything.
+            shown: what is shown of each hit, and beside it.
 
         Returns:
-            (memory, score), best first, of equal ones the earlier written first. The score is the cosine of the
-            memory's best part, 0 to 1.
+            Best first, of equal ones the earlier written first. The score is the cosine of the memory's best part, 0 to
+            1.
 
         Raises:
             InvalidInputError: a vector of another shape or not finite, or `k` is not positive.
@@ -208,8 +233,8 @@ class UserIndex:
         query = self._query(vector)
         candidates = self._candidates(condition)
         best = self._best_turns(query, k=_positive(k, name="k"), candidates=candidates, floor=floor)
-        found = [(self._turns(_MEMORY_COLUMNS, Sql("row = ?", (row,))).fetchone(), fit) for row, fit in best]
-        return [(_memory(row), fit) for row, fit in found]
+        found = [Picked(row, cosine, {"vector": cosine}, 1) for row, cosine in best]
+        return self._hits(found, [turn.value for turn in found], query=query, candidates=candidates, shown=shown)
 
     def answer(
         self,
@@ -221,49 +246,87 @@ class UserIndex:
         floor: float,
         now: datetime,
         calibration: Calibration,
-        explain: bool = False,
         without: Collection[str] = (),
         knows_all_languages: bool = True,
+        shown: Shown = SHOWN,
     ) -> list[Hit]:
         """The memories that fit a question best, among those that fulfil the condition; see `memlayer.ranking`.
 
         Args:
             question: read with this index's speakers.
             vector: of `question.spoken`, shape (dimensions,).
-            k, condition, floor: as `search` has them; the floor is of calibrated scores.
+            k, condition, floor, shown: as `search` has them; the floor is of calibrated scores.
             now: what "last week" is counted from.
             calibration: makes scores of values.
-            explain: give each hit its parts.
             without: the parts that are switched off.
             knows_all_languages: whether the embedder knows more than English.
 
         Returns:
             Best first, of equal ones the earlier written first; texts that are equal once.
         """
-        k = _positive(k, name="k")
+        query = self._query(vector)
         rows = np.flatnonzero(self._columns.column("there"))
         if (candidates := self._candidates(condition)) is not None:
             rows = np.intersect1d(rows, candidates // MAX_PARTS)
         answering = Answering(
             self._columns,
-            cosines=calibration.cosines(self._best_parts(self._query(vector), less_luck="length" not in without)),
+            cosines=calibration.cosines(self._best_parts(query, less_luck="length" not in without)),
             vectors=lambda rows: self._engine.vectors(rows.astype(np.int64) * MAX_PARTS),
             cosines_with=lambda vector: self._best_parts(vector, less_luck=False),
             without=without,
             knows_all_languages=knows_all_languages,
         )
-        picked, top = answering.best(question, rows=rows.astype(np.int32), k=k, now=now)
-        found = []
-        for turn in picked:
-            fit = calibration.score(turn.value, top=top)
-            if fit >= floor:
-                row = self._turns(_MEMORY_COLUMNS, Sql("row = ?", (turn.row,))).fetchone()
-                found.append(
-                    Hit.model_construct(
-                        **_fields(row), score=fit, count=turn.count, parts=turn.parts if explain else None
-                    )
-                )
-        return found
+        picked, top = answering.best(question, rows=rows.astype(np.int32), k=_positive(k, name="k"), now=now)
+        scores = [calibration.score(turn.value, top=top) for turn in picked]
+        found = [(turn, fit) for turn, fit in zip(picked, scores, strict=True) if fit >= floor]
+        return self._hits(
+            [turn for turn, _ in found], [fit for _, fit in found], query=query, candidates=candidates, shown=shown
+        )
+
+    def _hits(
+        self,
+        found: Sequence[Picked],
+        scores: Sequence[float],
+        *,
+        query: FloatVector,
+        candidates: Ids | None,
+        shown: Shown,
+    ) -> list[Hit]:
+        """The hits with what is shown of them, and the turns beside each, once each and in order."""
+        allowed = None if candidates is None else set((candidates // MAX_PARTS).tolist())
+        there = {turn.row for turn in found}
+        hits = []
+        for turn, fit in zip(found, scores, strict=True):
+            hit = Hit.model_construct(
+                **self._fields_of(turn.row),
+                score=fit,
+                count=turn.count,
+                passage=self._passage(turn.row, query, shown.split),
+                parts=turn.parts if shown.parts else None,
+            )
+            sides: list[list[Hit]] = []
+            for side in self._columns.around(turn.row, shown.neighbours) if shown.neighbours else ():
+                rows = [row for row in side if row not in there and (allowed is None or row in allowed)]
+                there.update(rows)
+                sides.append([
+                    Hit.model_construct(**self._fields_of(row), score=fit, beside=hit.id) for row in rows
+                ])  # fmt: skip
+            before, after = sides or ([], [])
+            hits += [*before, hit, *after]
+        return hits
+
+    def _fields_of(self, row: int) -> dict[str, Any]:
+        return _fields(self._turns(_MEMORY_COLUMNS, Sql("row = ?", (row,))).fetchone())
+
+    def _passage(self, row: int, query: FloatVector, split: Callable[[str], Sequence[str]] | None) -> str | None:
+        """The part of a turn that is nearest to the query; None where it has but one, or is no longer split so."""
+        parts = self._parts.get(row, 1) - (row * MAX_PARTS + self._parts.get(row, 1) - 1 in self._pictures)
+        if split is None or parts < 2:
+            return None
+        passages = split(self._fields_of(row)["text"])
+        vectors = self._engine.vectors(row * MAX_PARTS + np.arange(parts, dtype=np.int64))
+        best = int(np.argmax(np.einsum("ij,j->i", vectors, query)))
+        return passages[best] if len(passages) == parts else None
 
     def _best_parts(self, query: FloatVector, *, less_luck: bool) -> Floats:
         """For each turn the cosine of its best part, without what is luck where that is asked; 0 for a turn without

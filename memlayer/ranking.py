@@ -35,12 +35,22 @@ Weights: TypeAlias = "Mapping[int, tuple[Rows, Floats]]"
 with a 0 behind the last for the row that is none."""
 
 Part: TypeAlias = Literal[
-    "vector", "lexical", "context", "speaker", "role", "length", "time", "session", "duplicates", "diversity"
+    "vector",
+    "lexical",
+    "context",
+    "speaker",
+    "role",
+    "length",
+    "time",
+    "session",
+    "duplicates",
+    "diversity",
+    "reranker",
 ]
 """What can be switched off by name: the leg that compares meanings; the leg that compares words; what both legs take
 from a turn's neighbours; whether the turn is of somebody whom the question names; that it is an assistant's; how much
 it says; whether it is of the time that the question names; how well the rest of its conversation fits; that equal texts
-are one hit; and that hits which say the same make room for others."""
+are one hit; that hits which say the same make room for others; and the second stage, where the store has one."""
 
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 

@@ -13,9 +13,11 @@ from memlayer.calibration import calibration_of
 from memlayer.embedding import embed_query, given_query
 from memlayer.errors import InvalidInputError, NotFoundError
 from memlayer.filters import Condition
+from memlayer.index import Shown
 from memlayer.questions import read_question
 from memlayer.ranking import checked_parts
-from memlayer.records import History, Hit, Memory, Recall, utc, valid_name, valid_text
+from memlayer.records import History, Memory, Recall, utc, valid_name, valid_text
+from memlayer.second_stage import RERANKED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
     from memlayer.ranking import Part
     from memlayer.records import Session, Source
     from memlayer.resident import Resident, Residents
+    from memlayer.second_stage import SecondStage
     from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
 
 __all__ = ["MAX_K", "Recalling", "counted", "not_found", "scored"]
 
 MAX_K = 10_000
+MAX_NEIGHBOURS = 10
 
 
 class Recalling:
@@ -53,6 +57,7 @@ class Recalling:
         pending: Pending,
         breaker: Breaker,
         loading: Loading,
+        second_stage: SecondStage | None = None,
     ) -> None:
         self._user_id = user_id
         self._vault = vault
@@ -60,6 +65,7 @@ class Recalling:
         self._residents = residents
         self._spaces = spaces
         self._pending = pending
+        self._second_stage = second_stage
         self.breaker = breaker
         self.loading = loading
 
@@ -75,6 +81,8 @@ class Recalling:
         sources: Sequence[Source] | None = None,
         min_score: float | None = None,
         now: datetime | None = None,
+        neighbours: int = 0,
+        passages: bool = False,
         explain: bool = False,
         without: Collection[Part] = (),
     ) -> Recall:
@@ -93,12 +101,17 @@ class Recalling:
             min_score: the floor, 0 to 1; 0 asks for everything, None is the embedder's own floor, below which
                 nothing answers the question.
             now: what counts as now, for expiry and for "last week"; the clock by default.
+            neighbours: give up to so many turns before and after each hit too, 0 to 10: once each, in the order in
+                which they were said, around the hit that they belong to (see `Hit.beside`). Not with a reranker.
+            passages: give each hit of a long text its best `passage`, which is then what goes into a prompt.
             explain: give each hit its `parts`.
             without: the parts of the score that are switched off, by name; see `memlayer.ranking.PARTS`.
         """
         counted(k, name="k", most=MAX_K)
         if min_score is not None:
             scored(min_score)
+        if type(neighbours) is not int or not 0 <= neighbours <= MAX_NEIGHBOURS:
+            raise InvalidInputError(f"neighbours must be an int from 0 to {MAX_NEIGHBOURS}", limit=MAX_NEIGHBOURS)
         now = datetime.now(UTC) if now is None else utc(now, name="now")
         condition = Condition(
             session=session,
@@ -112,27 +125,26 @@ class Recalling:
         with self._searching(query, without=off) as (index, vector, question, embedder):
             if index is None:
                 return Recall([])
+            split = getattr(embedder, "split", None) if passages else None
+            shown = Shown(parts=explain, neighbours=neighbours, split=split)
             if question is None:
-                nearest = index.search(vector, k=k, condition=condition, floor=min_score or 0.0)
-                hits = [
-                    Hit.model_construct(**dict(memory), score=cosine, parts={"vector": cosine} if explain else None)
-                    for memory, cosine in nearest
-                ]
-            else:
-                calibration = calibration_of(embedder.identity)
-                hits = index.answer(
-                    question,
-                    vector,
-                    k=k,
-                    condition=condition,
-                    floor=calibration.floor if min_score is None else min_score,
-                    now=now,
-                    calibration=calibration,
-                    explain=explain,
-                    without=off,
-                    knows_all_languages=getattr(embedder, "languages", None) is None,
-                )
-        return Recall(hits)
+                return Recall(index.search(vector, k=k, condition=condition, floor=min_score or 0.0, shown=shown))
+            # Beside a hit stand turns that are none: they have their order already.
+            stage = None if "reranker" in off or neighbours else self._second_stage
+            calibration = calibration_of(embedder.identity)
+            hits = index.answer(
+                question,
+                vector,
+                k=k if stage is None else max(k, RERANKED),
+                condition=condition,
+                floor=calibration.floor if min_score is None else min_score,
+                now=now,
+                calibration=calibration,
+                without=off,
+                knows_all_languages=getattr(embedder, "languages", None) is None,
+                shown=shown,
+            )
+        return Recall(hits if stage is None else stage.order(str(query), hits)[:k])
 
     def history(self, *, session: str | None = None, limit: int = 50, before: str | None = None) -> History:
         """The last `limit` turns, oldest first, of one session or of all; expired ones are left out.

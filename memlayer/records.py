@@ -329,11 +329,16 @@ class Hit(Memory):
         score: how well it fits, 0 to 1, larger is better. For a question it is calibrated: it means the same for every
             user and size of store. For a vector it is the cosine with the memory, or with its best part.
         count: how many memories have this text, but for case, spaces and punctuation; they are one hit.
+        beside: the id of the hit that this one stands next to in its conversation, where `neighbours` asked for it; it
+            has that one's score. None for what was found by itself.
+        passage: the part of a long text that fits best, where `passages` asked for it; else None.
         parts: with `explain=True`, what the score is made of, by name (see `memlayer.ranking.Part`); else None.
     """
 
     score: float
     count: int = 1
+    beside: str | None = None
+    passage: str | None = None
     parts: dict[str, float] | None = None
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from memlayer.memory import UserMemory
     from memlayer.opening import OpenStore
     from memlayer.reports import KeySlotInfo, ReembedReport, VerifyReport
+    from memlayer.rerankers.protocol import Reranker
+    from memlayer.second_stage import SecondStage
     from memlayer.sources import KeySource
 
 __all__ = ["MemoryStore", "embedders_of", "open_to_reembed", "open_without_embedder"]
@@ -47,6 +49,7 @@ class MemoryStore:
         self._pending = Pending()
         parts.database.in_child(self._pending.forked)
         self._breaker = Breaker()
+        self._second_stage: SecondStage | None = None
         self._loading = Loading(getattr(embedder, "load", None))
 
     @classmethod
@@ -58,6 +61,8 @@ class MemoryStore:
         embedder: str | Path | Embedder | None = None,
         accept_rollback: bool = False,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        reranker: str | Reranker | None = None,
+        rerank_timeout: float = 0.5,
     ) -> MemoryStore:
         """Opens the store at `path`; where there is no file, makes a new one.
 
@@ -75,6 +80,10 @@ class MemoryStore:
             accept_rollback: take a store that is older than what this machine last saw of it, as after a backup was
                 restored; and make a new one where the old one is gone.
             cache_bytes: how much RAM the indexes of all users may take together.
+            reranker: reads a question together with each of the first 50 hits, and puts them in a better order: a
+                cross-encoder of sentence-transformers by name or folder, "litellm/<provider>/<model>", or an object
+                with the `Reranker` protocol. None, the default, costs nothing.
+            rerank_timeout: how many seconds a recall waits for the reranker; then the first order stands.
 
         Raises:
             WrongKeyError: the key does not open it; not a byte of it was changed.
@@ -86,9 +95,17 @@ class MemoryStore:
             WeightsUnavailableError, EmbedderError: `embedder` names a model that is not to be had, or not to be used.
             MissingExtraError: an extra that `embedder` needs is not installed.
         """
-        return cls._opened(
+        stage = None
+        if reranker is not None:
+            from memlayer.rerankers.resolve import resolve_reranker
+            from memlayer.second_stage import SecondStage
+
+            stage = SecondStage(resolve_reranker(reranker), seconds=rerank_timeout)
+        store = cls._opened(
             path, keys=keys, embedder=resolve(embedder), accept_rollback=accept_rollback, cache_bytes=cache_bytes
         )
+        store._second_stage = stage
+        return store
 
     @classmethod
     def _opened(
@@ -136,6 +153,7 @@ class MemoryStore:
             pending=self._pending,
             breaker=self._breaker,
             loading=self._loading,
+            second_stage=self._second_stage,
         )
 
     def count_users(self) -> int:

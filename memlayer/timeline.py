@@ -86,6 +86,15 @@ class Timeline:
             found = np.where(found < 0, -1, step[found])
         return found
 
+    def around(self, row: int, distance: int) -> tuple[list[int], list[int]]:
+        """The rows of up to so many turns before and after one in its conversation, each in order."""
+        sides: tuple[list[int], list[int]] = ([], [])
+        for side, step in zip(sides, (self._before, self._after), strict=True):
+            at = row
+            while len(side) < distance and (at := int(step[at])) >= 0:
+                side.append(at)
+        return sides[0][::-1], sides[1]
+
     def _link(self, turns: list[tuple[int, int, int]], place: int, session: str | None) -> None:
         """Has the turn at a place and the one before it point to each other."""
         if place >= len(turns):

@@ -63,7 +63,7 @@ def index(request):
 
 
 def ids(found):
-    return [memory.id for memory, _ in found]
+    return [hit.id for hit in found]
 
 
 def everything(index, **condition):
@@ -153,8 +153,8 @@ def test_an_entry_replaces_the_one_with_its_key(index):
     """After an update the old text, fields, parts and vectors are gone."""
     index.apply([entry(1, direction(0), direction(10), metadata={"old": 1}, text="old"), entry(2)], removed=())
     index.apply([entry(1, direction(80), metadata={"new": 1}, text="new")], removed=())
-    [(first, score), _] = index.search(QUERY, k=5, condition=ALL, floor=0.0)
-    assert (first.text, score) == ("new", pytest.approx(np.cos(np.radians(80)), abs=1e-6))
+    first, _ = index.search(QUERY, k=5, condition=ALL, floor=0.0)
+    assert (first.text, first.score) == ("new", pytest.approx(np.cos(np.radians(80)), abs=1e-6))
     assert everything(index, where={"old": {"$exists": True}}) == []
     assert everything(index, where={"new": 1}) == ["m1"]
     assert len(index) == 2
@@ -245,8 +245,8 @@ def test_the_best_comes_first_with_its_cosine(index):
     index.apply([entry(n, direction(10 * n)) for n in (5, 1, 3)], removed=())
     found = index.search(QUERY * 7, k=2, condition=ALL, floor=0.0)
     assert ids(found) == ["m1", "m3"]
-    assert [score for _, score in found] == pytest.approx(np.cos(np.radians([10, 30])).tolist(), abs=1e-6)
-    assert all(type(score) is float for _, score in found)
+    assert [hit.score for hit in found] == pytest.approx(np.cos(np.radians([10, 30])).tolist(), abs=1e-6)
+    assert all(type(hit.score) is float for hit in found)
 
 
 def test_a_turn_is_as_near_as_its_best_part(index):
@@ -254,7 +254,7 @@ def test_a_turn_is_as_near_as_its_best_part(index):
     index.apply([entry(1, direction(70), direction(20), direction(50)), entry(2, direction(30))], removed=())
     found = index.search(QUERY, k=5, condition=ALL, floor=0.0)
     assert ids(found) == ["m1", "m2"]
-    assert found[0][1] == pytest.approx(np.cos(np.radians(20)), abs=1e-6)
+    assert found[0].score == pytest.approx(np.cos(np.radians(20)), abs=1e-6)
 
 
 def test_parts_do_not_crowd_out_other_turns(index):
@@ -279,7 +279,7 @@ def test_the_floor_cuts_and_0_keeps_everything(index):
     assert ids(index.search(QUERY, k=9, condition=ALL, floor=0.5)) == ["m0", "m1"]
     found = index.search(QUERY, k=9, condition=ALL, floor=0.0)
     assert ids(found) == ["m0", "m1", "m2", "m3"]
-    assert found[3][1] == 0.0
+    assert found[3].score == 0.0
 
 
 def test_a_floor_ends_the_search_through_parts(index):
@@ -575,5 +575,5 @@ def test_vectors_need_not_be_at_length_1(index):
     index.apply([entry(1, direction(60) * 1.01), entry(2, direction(10) * 0.5), entry(3, direction(0) * 0)], removed=())
     found = index.search(QUERY, k=3, condition=ALL, floor=0.0)
     assert ids(found) == ["m2", "m1", "m3"]
-    assert [score for _, score in found] == pytest.approx([np.cos(np.radians(10)), 0.5, 0.0], abs=1e-6)
+    assert [hit.score for hit in found] == pytest.approx([np.cos(np.radians(10)), 0.5, 0.0], abs=1e-6)
     assert np.array_equal(unit(direction(10)), direction(10))
