@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -33,6 +33,7 @@ from memlayer.errors import InvalidInputError
 from memlayer.records import MAX_TEXT_BYTES, Role
 
 if TYPE_CHECKING:
+    from memlayer.ranking import Part
     from memlayer.records import Memory, Recall
 
 __all__ = ["erase", "forget", "history", "recall", "remember"]
@@ -102,6 +103,12 @@ def recall(
     min_score: Annotated[
         float | None, typer.Option("--min-score", metavar="0..1", help="Leave out what fits less.")
     ] = None,
+    neighbours: Annotated[
+        int, typer.Option("--neighbours", metavar="N", help="Show so many turns before and after each hit too.")
+    ] = 0,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="PART", help="Switch off a part of the score.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each score is made of.")] = False,
     prompt: Annotated[bool, typer.Option("--prompt", help="Print the block that goes to the model instead.")] = False,
     ids: Annotated[bool, typer.Option("--ids", help="Show the ids too.")] = False,
@@ -122,7 +129,9 @@ def recall(
             until=until,
             where=where,
             min_score=min_score,
+            neighbours=neighbours,
             explain=explain,
+            without=cast("list[Part]", without or []),
         )
     if json:
         block = {"prompt": hits.as_prompt()} if prompt else {}
@@ -140,8 +149,10 @@ def _print_hits(hits: Recall, *, explain: bool, ids: bool) -> None:
     headers = ["score", "date (UTC)", "who"] + ["made of"] * explain + ["id"] * ids + ["text"]
     rows = []
     for hit in hits:
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in (hit.parts or {}).items())
-        rows.append([f"{hit.score:.3f}", time(hit.at), _who(hit)] + [parts] * explain + [hit.id] * ids + [hit.text])
+        # What is 0 says nothing.
+        parts = ", ".join(f"{name} {value:+.3f}" for name, value in (hit.parts or {}).items() if round(value, 3))
+        fit = f"{hit.score:.3f}" if hit.beside is None else ""
+        rows.append([fit, time(hit.at), _who(hit)] + [parts] * explain + [hit.id] * ids + [hit.text])
     least = _LEAST + 14 * explain + 34 * ids
     print_table(headers, rows, right=["score"], wrapped=["who", "text"], least=least)
 
