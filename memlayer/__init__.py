@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from memlayer.embedders.protocol import Embedder, EmbedderIdentity, SplittingEmbedder
 from memlayer.errors import (
     ConflictError,
+    DistilError,
     EmbedderError,
     EmbedderMismatchError,
     ExportDamagedError,
@@ -41,24 +42,30 @@ from memlayer.errors import (
     WrongKeyError,
 )
 from memlayer.records import History, Hit, Memory, Recall, Session, Turn
-from memlayer.reports import ErasureReceipt, ImportReport, KeySlotInfo, ReembedReport, VerifyReport
+from memlayer.reports import DistilReport, ErasureReceipt, ImportReport, KeySlotInfo, ReembedReport, VerifyReport
 from memlayer.sources import KeyFile, KeySource, Passphrase, RawKey, RecoveryKey
 from memlayer.store import MemoryStore
 from memlayer.wrapping import wrap
 
 if TYPE_CHECKING:
     from memlayer.aio import AsyncMemoryStore, AsyncUserMemory
+    from memlayer.distiller import Distiller
+    from memlayer.facts import Fact
 
 __all__ = [
     "AsyncMemoryStore",
     "AsyncUserMemory",
     "ConflictError",
+    "DistilError",
+    "DistilReport",
+    "Distiller",
     "Embedder",
     "EmbedderError",
     "EmbedderIdentity",
     "EmbedderMismatchError",
     "ErasureReceipt",
     "ExportDamagedError",
+    "Fact",
     "FormatTooNewError",
     "History",
     "Hit",
@@ -107,4 +114,12 @@ if not TYPE_CHECKING:  # a type checker would take every misspelt name for one t
             from memlayer import aio
 
             return getattr(aio, name)
+        if name == "Distiller":
+            from memlayer.distiller import Distiller
+
+            return Distiller
+        if name == "Fact":
+            from memlayer.facts import Fact
+
+            return Fact
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -112,6 +112,7 @@ class AsyncUserMemory(_Above[UserMemory]):
 
     prepare = _awaited(UserMemory.prepare)
     capture = _awaited(UserMemory.capture)
+    facts = _awaited(UserMemory.facts)
 
     export = _awaited(UserMemory.export)
     import_ = _awaited(UserMemory.import_)

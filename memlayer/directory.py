@@ -38,10 +38,12 @@ class Write:
     Attributes:
         connection: inside of the transaction.
         notes: for the rollback guard, what it changed: by bucket, the new generation and seal.
+        grown: the references of users who have new memories by it.
     """
 
     connection: Connection
     notes: dict[int, Note] = field(default_factory=dict)
+    grown: set[bytes] = field(default_factory=set)
 
 
 class Directory:

@@ -22,6 +22,7 @@
     ├── EmbedderError                                    the embedder failed, or gave vectors of the wrong shape
     │   ├── EmbedderMismatchError                        not the embedder that this store was written with
     │   └── WeightsUnavailableError                      model weights that are not there, or not the expected ones
+    ├── DistilError                                      the model that writes facts failed, or did not write any
     ├── RecallTimeoutError           (also TimeoutError) an adapter's recall took longer than its budget
     └── MissingExtraError            (also ImportError)  an optional dependency; the message has the install line
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConflictError",
+    "DistilError",
     "EmbedderError",
     "EmbedderMismatchError",
     "ExportDamagedError",
@@ -218,6 +220,12 @@ class WeightsUnavailableError(EmbedderError):
     """Model weights that are not there, or whose digest is not the expected one."""
 
     code = "weights_unavailable"
+
+
+class DistilError(MemlayerError):
+    """The model that is asked for facts failed, or gives no list of facts; see `memlayer.distiller`."""
+
+    code = "distil"
 
 
 class RecallTimeoutError(MemlayerError, TimeoutError):

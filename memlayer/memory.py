@@ -16,6 +16,7 @@ from memlayer.codec import MESSAGES
 from memlayer.embedding import embed_texts
 from memlayer.errors import InvalidInputError
 from memlayer.export import open_export, write_export
+from memlayer.facts import facts_in
 from memlayer.filters import Condition
 from memlayer.importing import Import
 from memlayer.injection import Preparation
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from memlayer.codec import Codec
+    from memlayer.facts import Fact
     from memlayer.health import Health
     from memlayer.injection import Placement, Prepared
     from memlayer.items import ItemKind
@@ -169,10 +171,11 @@ class UserMemory(Recalling):
         until: datetime | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> int:
-        """Forgets one memory, or all that meet every condition given; their sealed bytes are overwritten.
+        """Forgets one memory, or all that meet every condition given; their sealed bytes are overwritten. Facts that a
+        model wrote from them are forgotten with them.
 
         Returns:
-            How many were forgotten; 0 for an id that this user does not have.
+            How many were forgotten, those facts not counted; 0 for an id that this user does not have.
 
         Raises:
             InvalidInputError: no condition, or both an id and conditions; only `erase` removes everything.
@@ -309,19 +312,30 @@ class UserMemory(Recalling):
         """How memory has been doing in the adapters of this process, for the whole store."""
         return self.breaker.health
 
+    def facts(self) -> list[Fact]:
+        """What a model wrote down from the turns, with the turns that each fact is from; those too that others took the
+        place of. Empty where nobody has distilled: see `memlayer.distiller`.
+        """
+        resident = self._resident
+        with resident.reading() as (_, index):
+            return [] if index is None else facts_in(resident.lineage, index)
+
     # ---------------------------------------------------------------- move
 
     def export(self, path: str | os.PathLike[str], *, passphrase: str) -> int:
         """Writes all of this user's memories to one sealed file, which must not exist; how many they are.
 
-        The file has its own key, from the passphrase, and holds the vectors too: it opens in another store.
+        The file has its own key, from the passphrase, and holds the vectors too: it opens in another store. Facts stay
+        behind: without their links they would outlive the turns that they are from; they can be written anew.
         """
         with self._database.read() as connection:
             user = self._vault.unlock(connection, self._user_id)
             if user is None:
                 return write_export(path, (), identity=self._spaces.own.identity, passphrase=passphrase)
             identity = self._vault.identity(user.embedder_no)
-            return write_export(path, self._vault.stream(connection, user), identity=identity, passphrase=passphrase)
+            facts = self._vault.links(connection, user).links
+            records = (record for record in self._vault.stream(connection, user) if record.memory_id not in facts)
+            return write_export(path, records, identity=identity, passphrase=passphrase)
 
     def import_(self, path: str | os.PathLike[str], *, passphrase: str) -> ImportReport:
         """Adds what an export holds, all or nothing; provenance and times stay, and what is there already is kept.

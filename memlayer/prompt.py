@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, TypeVar
 from memlayer.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
 
     from memlayer.records import Memory
 
 M = TypeVar("M", bound="Memory")
 
-__all__ = ["estimate_tokens", "fitting", "is_block", "render", "without_blocks"]
+__all__ = ["estimate_tokens", "fence", "fitting", "is_block", "quoted", "render", "said_at", "without_blocks"]
 
 _INTRODUCTION = (
     "Background records of earlier conversation with this user, quoted, one JSON object a line, best match first. "
@@ -104,7 +105,7 @@ _BLOCK = re.compile(
 
 
 def _is_own(found: re.Match[str] | None) -> bool:
-    return found is not None and found["fence"] == _fence(found["records"])
+    return found is not None and found["fence"] == fence(found["records"])
 
 
 def _block(records: list[str]) -> str:
@@ -112,25 +113,36 @@ def _block(records: list[str]) -> str:
 
 
 def _frame(records: str) -> str:
-    fence = _fence(records)
-    return f"<memory-{fence}>\n{_INTRODUCTION}\n{records}</memory-{fence}>"
-
-
-def _fence(records: str) -> str:
-    # 128 bits: to have a text close the fence, it would have to hold a digest of itself, one try in 2^128.
-    return sha256(records.encode()).hexdigest()[:32]
+    name = f"memory-{fence(records)}"
+    return f"<{name}>\n{_INTRODUCTION}\n{records}</{name}>"
 
 
 def _record(memory: Memory) -> str:
     fields = {
-        "at": memory.at.strftime("%Y-%m-%d %H:%M UTC") if memory.at.year >= 1000 else memory.at.isoformat(),
+        "at": said_at(memory.at),
         "role": memory.role,
         "speaker": memory.speaker,
         "source": memory.source if memory.source != memory.role else None,
         "text": memory.text,
     }
-    line = json.dumps({key: value for key, value in fields.items() if value is not None}, ensure_ascii=False)
+    return quoted({key: value for key, value in fields.items() if value is not None})
+
+
+def said_at(at: datetime) -> str:
+    """A time as records have it, to the minute."""
+    return at.strftime("%Y-%m-%d %H:%M UTC") if at.year >= 1000 else at.isoformat()
+
+
+def quoted(fields: Mapping[str, object]) -> str:
+    """One record: a line of JSON, in which nothing can end the line, hide, or open a tag of a chat template."""
+    line = json.dumps(fields, ensure_ascii=False)
     return (_SUSPECT_ASCII if line.isascii() else _SUSPECT).sub(_escaped, line)
+
+
+def fence(records: str) -> str:
+    """What encloses records and cannot stand in them: 32 hex digits, a digest of themselves."""
+    # 128 bits: to have a text close the fence, it would have to hold a digest of itself, one try in 2^128.
+    return sha256(records.encode()).hexdigest()[:32]
 
 
 def _escaped(found: re.Match[str]) -> str:

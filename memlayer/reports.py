@@ -6,11 +6,32 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["ErasureReceipt", "ImportReport", "KeySlotInfo", "ReembedReport", "VerifyReport"]
+__all__ = ["DistilReport", "ErasureReceipt", "ImportReport", "KeySlotInfo", "ReembedReport", "VerifyReport"]
 
 
 class _Report(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class DistilReport(_Report):
+    """What one call of `Distiller.run()` did.
+
+    Attributes:
+        turns: how many turns the model has read.
+        facts: how many facts were added.
+        superseded: how many facts were superseded by them.
+        calls: how many times the model was asked.
+        unusable: how many turns it read without giving an answer that could be used; they stay due, and this distiller
+            leaves them alone.
+        due: how many turns are left that it has not read, those among them.
+    """
+
+    turns: int
+    facts: int
+    superseded: int
+    calls: int
+    unusable: int
+    due: int
 
 
 class ErasureReceipt(_Report):

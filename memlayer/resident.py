@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING
 
 from memlayer.errors import RollbackDetectedError
 from memlayer.index import Entry, UserIndex
+from memlayer.lineage import Lineage
 from memlayer.sealer import ItemKind
+from memlayer.unlinking import round_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from sqlalchemy.engine import Connection
 
     from memlayer.database import Database
     from memlayer.directory import Write
+    from memlayer.lineage import Round
     from memlayer.vault import OpenedItem, OpenedRecord, UnlockedUser, Vault
 
 __all__ = ["Resident", "Residents"]
@@ -47,6 +50,8 @@ class Resident:
         self._index: UserIndex | None = None
         self._items: dict[tuple[int, bytes], OpenedItem] = {}
         self._items_nbytes = 0
+        self._rounds: dict[bytes, Round] = {}
+        self._lineage: Lineage | None = None
         self._seals: tuple[object, object] | None = None
         self._account = account
         self._nbytes = 0
@@ -78,6 +83,13 @@ class Resident:
         """The user's items by kind and id; inside of `reading` or `writing` only."""
         return self._items
 
+    @property
+    def lineage(self) -> Lineage:
+        """Where the user's facts come from; inside of `reading` or `writing` only."""
+        if self._lineage is None:
+            self._lineage = Lineage(self._rounds.values())
+        return self._lineage
+
     def drop(self) -> None:
         """Frees the index; the next call builds it anew."""
         with self._lock:
@@ -86,6 +98,8 @@ class Resident:
             self._index = self._user = self._seals = None
             self._items = {}
             self._items_nbytes = 0
+            self._rounds = {}
+            self._lineage = None
             self._weigh()
 
     def retire(self, *, wait: bool) -> bool:
@@ -164,9 +178,20 @@ class Resident:
             if not user.manifest.holds(records=records - len(removed), items=len(present), total=total):
                 self._vault.refuse_rows()
         index.apply([_entry(record) for record in opened], removed=removed)
+        self._know_rounds(items, present)
         self._items = present
         self._items_nbytes += nbytes
         self._weigh()
+
+    def _know_rounds(self, changed: Iterable[OpenedItem], present: Collection[tuple[int, bytes]]) -> None:
+        """Reads the rounds of distillation that changed, and no other: reading one costs more than all else of it."""
+        rounds = {item.item_id: round_of(item) for item in changed if item.kind == ItemKind.FACTS}
+        ended = [item_id for item_id in self._rounds if (ItemKind.FACTS, item_id) not in present]
+        if rounds or ended:
+            self._lineage = None
+            self._rounds |= rounds
+            for item_id in ended:
+                del self._rounds[item_id]
 
 
 def _light(item: OpenedItem) -> OpenedItem:

@@ -198,6 +198,7 @@ _ITEM_IDS = sa.select(*_columns(items, ItemId)).where(_own_items)
 _ITEMS_BY_ID = sa.select(*_columns(items, ItemRow)).where(
     _own_items & (items.c.kind == _kind) & items.c.item_id.in_(_item_ids)
 )
+_ITEMS_OF_KIND = sa.select(*_columns(items, ItemRow)).where(_own_items & (items.c.kind == _kind))
 _ITEM_UPDATE = sa.update(items).where(
     _own_items & (items.c.kind == _kind) & (items.c.item_id == sa.bindparam("the_id"))
 )
@@ -350,6 +351,11 @@ def read_items_by_id(connection: Connection, uref: bytes, *, kind: int, item_ids
     for some in _portions(item_ids):
         found += _read(connection, _ITEMS_BY_ID, ItemRow, the_uref=uref, the_kind=kind, item_ids=some)
     return found
+
+
+def read_items_of_kind(connection: Connection, uref: bytes, *, kind: int) -> list[ItemRow]:
+    """The user's items of one kind."""
+    return _read(connection, _ITEMS_OF_KIND, ItemRow, the_uref=uref, the_kind=kind)
 
 
 def read_item_ids(connection: Connection, uref: bytes) -> list[ItemId]:

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
@@ -25,12 +26,14 @@ from memlayer.directory import Directory, Write
 from memlayer.embedders.protocol import EmbedderIdentity
 from memlayer.envelope import Field, Place, pad, unpad
 from memlayer.errors import FormatTooNewError, StoreDamagedError
+from memlayer.lineage import Lineage
 from memlayer.manifest import BUCKETS, UserManifest, bucket_of
 from memlayer.rows import EmbedderRow, ItemRow, RecordRow, UserRow
 from memlayer.sealer import EMBEDDER_NO, ItemKind, OpenedItem, OpenedRecord, Sealer, UnlockedUser
+from memlayer.unlinking import round_of, unlink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy.engine import Connection
 
@@ -101,6 +104,8 @@ class Vault:
         self.directory = Directory(database, keys=keys)
         # HKDF for a user costs more than all the rest of opening one; the sealed data key says whether it is still it.
         self._unlocked: dict[bytes, tuple[bytes, UserKeys]] = {}
+        self._watchers: dict[bytes, tuple[Callable[[], None], ...]] = {}
+        self._watching = threading.Lock()
 
     @property
     def store_id(self) -> bytes:
@@ -213,6 +218,24 @@ class Vault:
         if self._guard is not None:
             for bucket, note in write.notes.items():
                 self._guard.note(bucket, note)
+        for uref in write.grown & self._watchers.keys():
+            for told in self._watchers.get(uref, ()):
+                told()
+
+    def watch(self, user_id: str, told: Callable[[], None]) -> Callable[[], None]:
+        """Has `told` called after each write of this process that adds memories of the user, in the thread that wrote
+        and without a lock: it must be quick. Gives what ends it."""
+        uref = self._keys.uref(user_id)
+
+        def end() -> None:
+            with self._watching:
+                left = tuple(one for one in self._watchers.pop(uref, ()) if one is not told)
+                if left:
+                    self._watchers[uref] = left
+
+        with self._watching:
+            self._watchers[uref] = (*self._watchers.get(uref, ()), told)
+        return end
 
     def change(
         self, write: Write, user: UnlockedUser, *, insert: Sequence[RecordRow] = (), update: Sequence[RecordRow] = (),
@@ -226,8 +249,20 @@ class Vault:
             delete: ids of records that go.
             were: the elements of all updated and deleted records as they were, verified.
             items: what changes of the items. Vectors that a move had saved of updated and deleted records go with them.
+
+        Facts that were written from a deleted record, or from one that says something else now, are deleted too.
         """
         items = items or ItemChanges()
+        unlinked = unlink(self.sealer, write.connection, user, delete=delete, update=update)
+        if unlinked is not None:
+            update = [row for row in update if row.memory_id not in unlinked.facts]
+            delete, were = [*delete, *unlinked.facts], [*were, *unlinked.were]
+            items = replace(
+                items,
+                put=[*items.put, *unlinked.put],
+                replaced=[*items.replaced, *unlinked.replaced],
+                drop=[*items.drop, *unlinked.drop],
+            )
         saved = self.saved_vectors(write.connection, user, [*delete, *(row.memory_id for row in update)])
         if saved:
             items = replace(items, drop=[*items.drop, *saved])
@@ -244,6 +279,7 @@ class Vault:
         changed = self._write_user(write, user, manifest=manifest)
         if insert:
             tables.insert_records(write.connection, insert)
+            write.grown.add(user.uref)
         for row in update:
             tables.update_record(write.connection, row)
         tables.delete_records(write.connection, user.uref, delete)
@@ -343,6 +379,11 @@ class Vault:
             "a user's memories are not those that were written: some were removed, added, changed or replaced by "
             "older ones"
         )
+
+    def links(self, connection: Connection, user: UnlockedUser) -> Lineage:
+        """Where the user's facts come from; authentic, whether it is all is for the caller to add up."""
+        rows = tables.read_items_of_kind(connection, user.uref, kind=ItemKind.FACTS) if user.manifest.items else []
+        return Lineage(round_of(self.sealer.open_item(row, user=user)) for row in rows)
 
     # ---------------------------------------------------------------- inside
 

@@ -221,6 +221,7 @@ OF_A_USER: dict[str, Callable[[AsyncUserMemory, str, Path], Awaitable[Any]]] = {
     "count": lambda memory, _, __: memory.count(),
     "prepare": lambda memory, _, __: memory.prepare([{"role": "user", "content": "What about peanuts?"}]),
     "capture": lambda memory, _, __: _capture(memory),
+    "facts": lambda memory, _, __: memory.facts(),
     "export": lambda memory, _, folder: _export(memory, folder / "alice.memlayer"),
     "import_": lambda memory, _, folder: memory.import_(folder / "bob.memlayer", passphrase=PASSPHRASE),
 }

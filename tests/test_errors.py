@@ -36,6 +36,7 @@ CODES = {
     "EmbedderError": "embedder",
     "EmbedderMismatchError": "embedder_mismatch",
     "WeightsUnavailableError": "weights_unavailable",
+    "DistilError": "distil",
     "RecallTimeoutError": "recall_timeout",
     "MissingExtraError": "missing_extra",
 }

@@ -459,4 +459,5 @@ def test_kinds_keep_their_numbers():
         "TOOL_FILE": 2,
         "FRAMEWORK": 3,
         "VECTORS": 4,
+        "FACTS": 5,
     }
