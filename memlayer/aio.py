@@ -108,6 +108,7 @@ class AsyncUserMemory(_Above[UserMemory]):
     history = _awaited(UserMemory.history)
     sessions = _awaited(UserMemory.sessions)
     get = _awaited(UserMemory.get)
+    image = _awaited(UserMemory.image)
     count = _awaited(UserMemory.count)
 
     prepare = _awaited(UserMemory.prepare)

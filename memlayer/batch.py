@@ -7,22 +7,21 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from memlayer.embedding import embed_texts, given_vectors
+from memlayer.embedding import TurnVectors, embed_turns, given_vectors
 from memlayer.errors import ConflictError, EmbedderMismatchError, InvalidInputError
-from memlayer.records import Memory, Turn
+from memlayer.images import noted_images, seal_image
+from memlayer.records import Memory, Turn, image_digest
+from memlayer.vault import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from memlayer.directory import Write
     from memlayer.embedders.protocol import Embedder, EmbedderIdentity
     from memlayer.index import UserIndex
     from memlayer.records import Source
-    from memlayer.rows import RecordRow
-    from memlayer.vault import ItemChanges, UnlockedUser, Vault
+    from memlayer.rows import ItemRow, RecordRow
+    from memlayer.vault import UnlockedUser, Vault
 
 __all__ = ["Batch", "elements", "find", "found_ids", "same_content"]
 
@@ -43,7 +42,7 @@ class Batch:
                 raise InvalidInputError(f"turns must be memlayer.Turn objects, not {type(turn).__name__}")
         self._vault = vault
         self._replace = replace
-        self._vectors: dict[int, NDArray[np.float32]] = {}
+        self._vectors: dict[int, TurnVectors] = {}
         # The digest of the embedder that they are of; and whether they are the caller's, who alone can make others.
         self._space: bytes | None = None
         self._given = False
@@ -54,10 +53,11 @@ class Batch:
         return any(turn.id is not None for turn in self.turns)
 
     def take(self, embeddings: object, *, identity: EmbedderIdentity) -> None:
-        """Takes the caller's vectors, one a turn."""
+        """Takes the caller's vectors, one a turn: of what the caller made them is not known here, so a turn's image has
+        none of its own beside it."""
         given = given_vectors(embeddings, rows=len(self.turns), dimensions=identity.dimensions)
         self._space, self._given = identity.digest(), True
-        self._vectors = {number: given[number : number + 1] for number in range(len(self.turns))}
+        self._vectors = {number: TurnVectors(given[number : number + 1]) for number in range(len(self.turns))}
 
     def embed(self, embedder: Embedder, numbers: Iterable[int], *, progress: bool) -> None:
         """Embeds the turns with these numbers, but for those that have their vectors: nothing is embedded twice, unless
@@ -71,7 +71,9 @@ class Batch:
             self._vectors, self._space = {}, space
         due = [number for number in numbers if number not in self._vectors]
         texts = [self.turns[number].text for number in due]
-        self._vectors.update(zip(due, embed_texts(embedder, texts, progress=progress), strict=True))
+        images = [self.turns[number].image for number in due]
+        vectors = embed_turns(embedder, texts, images, strict=True, progress=progress)
+        self._vectors.update(zip(due, vectors, strict=True))
 
     def is_embedded(self, numbers: Iterable[int], *, user: UnlockedUser) -> bool:
         """Whether the turns with these numbers have their vectors, in the user's space."""
@@ -111,6 +113,7 @@ class Batch:
         insert: list[RecordRow] = []
         update: list[RecordRow] = []
         were: list[int] = []
+        images: list[ItemRow] = []
         memories: list[Memory] = []
         by_own_id: dict[str, Memory] = {}
         for number, turn in enumerate(self.turns):
@@ -121,6 +124,7 @@ class Batch:
             found = None if turn.id is None else find(turn.id, user=user, index=index)
             memory_id = found or _new_id(turn, user)
             memory = _memory(turn, memory_id, now=now)
+            vectors, pictures = self._vectors[number]
             if found is None:
                 row = self._vault.sealer.seal_record(
                     user,
@@ -128,7 +132,8 @@ class Batch:
                     seq=user.manifest.next_seq + len(insert),
                     memory=memory,
                     own_id=turn.id,
-                    vectors=self._vectors[number],
+                    vectors=vectors,
+                    pictures=pictures,
                 )
                 insert.append(row)
             else:
@@ -136,14 +141,32 @@ class Batch:
                 row = self._vault.row(write.connection, user, found, element=were[-1])
                 own_id = self._vault.sealer.open_record(row, user=user).own_id
                 update.append(
-                    self._vault.sealer.reseal(user, row, memory=memory, own_id=own_id, vectors=self._vectors[number])
+                    self._vault.sealer.reseal(
+                        user, row, memory=memory, own_id=own_id, vectors=vectors, pictures=pictures
+                    )
                 )
+            if turn.image is not None:
+                images.append(seal_image(self._vault.sealer, user, memory_id=memory_id, image=turn.image))
             memories.append(memory)
             if turn.id is not None:
                 by_own_id[turn.id] = memory
         if due or items is not None:
+            items = self._with_images(write, user, items or ItemChanges(), images=images, update=update)
             self._vault.change(write, user, insert=insert, update=update, were=were, items=items)
         return memories
+
+    def _with_images(
+        self, write: Write, user: UnlockedUser, items: ItemChanges, *, images: list[ItemRow], update: list[RecordRow]
+    ) -> ItemChanges:
+        """What changes of the items, and the images too: those that updated records had, and those that there are."""
+        memory_ids = [row.memory_id for row in update]
+        there = noted_images(self._vault.sealer, write.connection, user, memory_ids)
+        put = {(row.kind, row.item_id) for row in images}
+        return ItemChanges(
+            put=[*items.put, *images],
+            replaced=[*items.replaced, *(item for item in there if (item.kind, item.item_id) in put)],
+            drop=[*items.drop, *(item for item in there if (item.kind, item.item_id) not in put)],
+        )
 
 
 def find(id: str, *, user: UnlockedUser | None, index: UserIndex | None) -> bytes | None:
@@ -186,7 +209,8 @@ def _says(turn: Turn, memory: Memory) -> bool:
 def _content(memory: Memory) -> tuple[Any, ...]:
     # As JSON text, where True is not 1.
     metadata = json.dumps(memory.metadata, sort_keys=True)
-    return (memory.text, memory.role, memory.speaker, memory.session, metadata, memory.source, memory.expires)
+    image = memory.image_sha256
+    return (memory.text, memory.role, memory.speaker, memory.session, metadata, memory.source, memory.expires, image)
 
 
 def _there(own_id: str | None, user: UnlockedUser | None, index: UserIndex | None) -> Memory | None:
@@ -212,4 +236,5 @@ def _memory(turn: Turn, memory_id: bytes, *, now: datetime) -> Memory:
         source=turn.source or own.get(turn.role, "user"),
         expires=turn.expires,
         written=now,
+        image_sha256=None if turn.image is None else image_digest(turn.image),
     )

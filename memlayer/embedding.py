@@ -6,10 +6,11 @@ Each vector is stored with length 1, whatever the embedder gives: the product of
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from memlayer.embedders.protocol import ImageEmbedder
 from memlayer.errors import EmbedderError, InvalidInputError, MemlayerError
 
 if TYPE_CHECKING:
@@ -19,12 +20,90 @@ if TYPE_CHECKING:
 
     from memlayer.embedders.protocol import Embedder
 
-__all__ = ["embed_query", "embed_texts", "given_query", "given_vectors"]
+__all__ = [
+    "TurnVectors",
+    "embed_query",
+    "embed_texts",
+    "embed_turns",
+    "given_query",
+    "given_vectors",
+    "reads_images",
+]
 
 log = logging.getLogger("memlayer")
 
 # Enough for the embedder to sort by length and fill its batches, and short enough for a progress bar to move.
 _TEXTS_A_CALL = 256
+# Opened, each may be 150 MB.
+_IMAGES_A_CALL = 8
+
+
+class TurnVectors(NamedTuple):
+    """All vectors of one turn, as its vector field takes them.
+
+    Attributes:
+        vectors: `(n, dimensions)`: those of the parts of the text, then those of the image.
+        pictures: how many of them are of the image: 0 or 1.
+    """
+
+    vectors: NDArray[np.float32]
+    pictures: int = 0
+
+
+def reads_images(embedder: Embedder) -> bool:
+    """Whether it puts pictures into the space of its texts."""
+    return isinstance(embedder, ImageEmbedder) and embedder.reads_images
+
+
+def embed_turns(
+    embedder: Embedder,
+    texts: Sequence[str],
+    images: Sequence[bytes | None],
+    *,
+    strict: bool,
+    progress: bool = False,
+) -> list[TurnVectors]:
+    """For each turn the vectors of its text, and of its image where it has one and the embedder reads them.
+
+    Args:
+        texts, images: of the turns, one each.
+        strict: a file that cannot be opened is an error. Otherwise, for what was remembered long ago, it is found by
+            its caption, and a log line says how many are.
+
+    Raises:
+        EmbedderError: as `embed_texts` raises it.
+        InvalidInputError: an image cannot be opened.
+        LimitExceededError: an image has too many pixels.
+    """
+    of_texts = embed_texts(embedder, texts, progress=progress)
+    pictures: dict[int, NDArray[np.float32]] = {}
+    if reads_images(embedder):
+        numbers = [number for number, image in enumerate(images) if image is not None]
+        for start in range(0, len(numbers), _IMAGES_A_CALL):
+            some = numbers[start : start + _IMAGES_A_CALL]
+            rows = _embed_images(embedder, [images[number] or b"" for number in some], strict=strict)
+            pictures.update((number, row) for number, row in zip(some, rows, strict=True) if row is not None)
+        if len(pictures) != len(numbers):
+            log.warning("%d images cannot be opened; they are found by their captions", len(numbers) - len(pictures))
+    return [
+        TurnVectors(np.concatenate([vectors, pictures[number]]), 1) if number in pictures else TurnVectors(vectors)
+        for number, vectors in enumerate(of_texts)
+    ]
+
+
+def _embed_images(embedder: Embedder, images: list[bytes], *, strict: bool) -> list[NDArray[np.float32] | None]:
+    """For each image `(1, dimensions)`; None for one that cannot be opened, unless that is an error."""
+    assert isinstance(embedder, ImageEmbedder)  # noqa: S101 - for mypy: `reads_images` has said so
+    try:
+        with _own_errors():
+            matrix = np.asarray(embedder.embed_images(images))
+    except InvalidInputError:
+        if strict:
+            raise
+        if len(images) == 1:
+            return [None]
+        return [row for image in images for row in _embed_images(embedder, [image], strict=False)]
+    return list(_checked(embedder, matrix, rows=len(images))[:, None])
 
 
 def embed_texts(embedder: Embedder, texts: Sequence[str], *, progress: bool = False) -> list[NDArray[np.float32]]:

@@ -9,7 +9,8 @@ or taken for the end. Counting nonces are safe because the key is new in every f
 The header is associated data of every chunk.
 
 Inside is a sequence of frames, each with its length before it: first what the export is, then the memories, oldest
-first, each as its id, its text field and its vector field (see `memlayer.payload`).
+first, each as its id, its text field and its vector field (see `memlayer.payload`). A memory that says that it has an
+image is followed by a frame that is the file.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from memlayer.errors import (
 )
 from memlayer.keys import derive, passphrase_key
 from memlayer.newfile import named, new_file, storage_error
-from memlayer.payload import decode_turn, decode_vectors, encode_turn, encode_vectors
-from memlayer.records import Memory, Turn
+from memlayer.payload import count_pictures, decode_turn, decode_vectors, encode_turn, encode_vectors
+from memlayer.records import Memory, Turn, image_digest
 from memlayer.sources import RFC_9106_LOW_MEMORY, Argon2Cost, Passphrase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
     from numpy.typing import NDArray
@@ -62,6 +63,7 @@ _RECORD = struct.Struct(">16sII")
 # The longest text with the most vectors that a record can hold is far below; a length is never trusted further.
 _MAX_FRAME = 1 << 28
 _PORTION = 500
+_PORTION_IMAGE_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +74,17 @@ class ExportedRecord:
         memory_id: the 16 bytes that it had in its store.
         memory: what was remembered.
         own_id: the caller's id of it, or None.
-        vectors: `(parts, dimensions)` float32, unit length.
+        vectors: `(n, dimensions)` float32, unit length.
+        pictures: how many of them, at the end, are of the image: 0 or 1.
+        image: the file, or None.
     """
 
     memory_id: bytes
     memory: Memory
     own_id: str | None
     vectors: NDArray[np.float32]
+    pictures: int = 0
+    image: bytes | None = None
 
 
 def write_export(
@@ -87,6 +93,7 @@ def write_export(
     *,
     identity: EmbedderIdentity,
     passphrase: str,
+    image: Callable[[OpenedRecord], bytes | None] = lambda _: None,
     cost: Argon2Cost = RFC_9106_LOW_MEMORY,
 ) -> int:
     """Writes an export, mode 0600; how many memories it holds.
@@ -96,6 +103,7 @@ def write_export(
         records: read one after the other, never all at once.
         identity: of the embedder that made the vectors.
         passphrase: opens the export, whatever the store's own key.
+        image: gives the image of a memory.
         cost: of a guess at it.
     """
     target = named(path)
@@ -112,8 +120,10 @@ def write_export(
         yield json.dumps(about, sort_keys=True, ensure_ascii=False).encode()
         for record in records:
             text = encode_turn(record.memory, own_id=record.own_id)
-            vectors = encode_vectors(record.vectors)
+            vectors = encode_vectors(record.vectors, pictures=record.pictures)
             yield _RECORD.pack(record.memory_id, len(text), len(vectors)) + text + vectors
+            if (file_of_it := image(record)) is not None:
+                yield file_of_it
             written += 1
 
     try:
@@ -185,21 +195,23 @@ class SealedExport:
         self.identity = self._identity(next(self._frames(), b""))
 
     def portions(self) -> Iterator[list[ExportedRecord]]:
-        """All memories from the first on, some hundreds at a time."""
+        """All memories from the first on, some hundreds at a time; fewer where they have images."""
         frames = self._frames()
         next(frames)
-        portion = []
+        portion: list[ExportedRecord] = []
+        image_bytes = 0
         seen: set[bytes | str | None] = set()
         for frame in frames:
-            record = self._record(frame)
+            record = self._record(frame, frames)
             ids = {record.memory_id, record.own_id} - {None}
             if seen & ids:
                 raise ExportDamagedError("two memories of this export have the same id")
             seen |= ids
             portion.append(record)
-            if len(portion) == _PORTION:
+            image_bytes += len(record.image or b"")
+            if len(portion) == _PORTION or image_bytes > _PORTION_IMAGE_BYTES:
                 yield portion
-                portion = []
+                portion, image_bytes = [], 0
         yield portion
 
     def _frames(self) -> Iterator[bytes]:
@@ -241,23 +253,28 @@ class SealedExport:
         except (ValueError, TypeError, KeyError, RecursionError, ValidationError):
             raise ExportDamagedError("this export does not say what it is") from None
 
-    def _record(self, frame: bytes) -> ExportedRecord:
+    def _record(self, frame: bytes, following: Iterator[bytes]) -> ExportedRecord:
         try:
             memory_id, text_size, vector_size = _RECORD.unpack_from(frame)
             if len(frame) != _RECORD.size + text_size + vector_size:
                 raise ExportDamagedError("a memory of this export has the wrong size")
             text_end = _RECORD.size + text_size
             memory, own_id = decode_turn(frame[_RECORD.size : text_end], memory_id=memory_id)
-            vectors = decode_vectors(frame[text_end:])
+            vectors, pictures = decode_vectors(frame[text_end:]), count_pictures(frame[text_end:])
+            image = next(following, b"") if memory.has_image else None
             # Whoever gave us this file may have written it: what it holds must pass what a new turn must pass.
-            _as_turn(memory, own_id=own_id)
+            _as_turn(memory, own_id=own_id, image=image)
+            if (pictures and image is None) or (image is not None and image_digest(image) != memory.image_sha256):
+                raise ExportDamagedError("an image of this export is not the one that its memory was remembered with")
             vectors = given_vectors(vectors, rows=len(vectors), dimensions=self.identity.dimensions)
         except (struct.error, InvalidInputError, StoreDamagedError):
             raise ExportDamagedError("a memory of this export is not as it must be") from None
-        return ExportedRecord(memory_id=memory_id, memory=memory, own_id=own_id, vectors=vectors)
+        return ExportedRecord(
+            memory_id=memory_id, memory=memory, own_id=own_id, vectors=vectors, pictures=pictures, image=image
+        )
 
 
-def _as_turn(memory: Memory, *, own_id: str | None) -> Turn:
+def _as_turn(memory: Memory, *, own_id: str | None, image: bytes | None) -> Turn:
     return Turn(
         text=memory.text,
         role=memory.role,
@@ -268,4 +285,5 @@ def _as_turn(memory: Memory, *, own_id: str | None) -> Turn:
         id=own_id,
         source=memory.source,
         expires=memory.expires,
+        image=image,
     )

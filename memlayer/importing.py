@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memlayer.batch import same_content
-from memlayer.embedding import embed_texts
+from memlayer.embedding import TurnVectors, embed_turns
 from memlayer.errors import ConflictError
+from memlayer.images import seal_image
 from memlayer.reports import ImportReport
+from memlayer.vault import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from memlayer.directory import Write
     from memlayer.embedders.protocol import Embedder
     from memlayer.export import ExportedRecord, SealedExport
     from memlayer.index import UserIndex
     from memlayer.resident import Resident
+    from memlayer.rows import ItemRow, RecordRow
     from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
 
@@ -42,29 +42,33 @@ class Import:
         self._resident = resident
         self._spaces = spaces
         self._space: bytes | None = None
-        self._vectors: dict[bytes, NDArray[np.float32]] = {}
+        self._vectors: dict[bytes, TurnVectors] = {}
 
     def run(self) -> ImportReport:
         """Imports all or nothing, in one transaction; the embedding is done before it, not to keep others waiting."""
         while True:
             with self._resident.reading() as (known, present):
-                texts = self._texts(known, present)
-            if texts:
-                self._embed(texts, self._spaces.of(known))
+                due = self._due(known, present)
+            if due:
+                self._embed(due, self._spaces.of(known))
             with self._vault.write() as write, self._resident.writing(write) as (user, index):
-                texts = self._texts(user, index)
+                due = self._due(user, index)
                 here = self._space == self._vault.digest(user.embedder_no)
-                if not texts or (here and self._vectors.keys() >= texts.keys()):
+                if not due or (here and self._vectors.keys() >= due):
                     return self._write(write, user, index)
             # Another process forgot one of them in between, or moved the user to another embedder.
 
-    def _embed(self, texts: dict[bytes, str], embedder: Embedder) -> None:
+    def _embed(self, due: set[bytes], embedder: Embedder) -> None:
         space = embedder.identity.digest()
         if space != self._space:
             self._vectors, self._space = {}, space
-        missing = [name for name in texts if name not in self._vectors]
-        vectors = embed_texts(embedder, [texts[name] for name in missing])
-        self._vectors.update(zip(missing, vectors, strict=True))
+        for portion in self._export.portions():
+            missing = [
+                record for record in portion if record.memory_id in due and record.memory_id not in self._vectors
+            ]
+            texts, images = [record.memory.text for record in missing], [record.image for record in missing]
+            vectors = embed_turns(embedder, texts, images, strict=False)
+            self._vectors.update(zip([record.memory_id for record in missing], vectors, strict=True))
 
     def _same_space(self, user: UnlockedUser | None) -> bool:
         """Whether the vectors in the export can be compared with the user's; otherwise the texts are embedded anew."""
@@ -75,31 +79,35 @@ class Import:
         added = kept = 0
         same_space = self._same_space(user)
         for portion in self._export.portions():
-            rows = [
-                self._vault.sealer.seal_record(
+            rows: list[RecordRow] = []
+            images: list[ItemRow] = []
+            for memory_id, record in self._new(portion, user, index):
+                own = TurnVectors(record.vectors, record.pictures)
+                vectors, pictures = own if same_space else self._vectors[record.memory_id]
+                row = self._vault.sealer.seal_record(
                     user,
                     memory_id=memory_id,
-                    seq=user.manifest.next_seq + number,
+                    seq=user.manifest.next_seq + len(rows),
                     memory=record.memory,
                     own_id=record.own_id,
-                    vectors=record.vectors if same_space else self._vectors[record.memory_id],
+                    vectors=vectors,
+                    pictures=pictures,
                 )
-                for number, (memory_id, record) in enumerate(self._new(portion, user, index))
-            ]
+                rows.append(row)
+                if record.image is not None:
+                    images.append(seal_image(self._vault.sealer, user, memory_id=memory_id, image=record.image))
             if rows:
-                user = self._vault.change(write, user, insert=rows)
+                user = self._vault.change(write, user, insert=rows, items=ItemChanges(put=images))
             added += len(rows)
             kept += len(portion) - len(rows)
         return ImportReport(added=added, kept=kept)
 
-    def _texts(self, user: UnlockedUser | None, index: UserIndex | None) -> dict[bytes, str]:
-        """The texts that must be embedded, by the ids that they have in the export."""
+    def _due(self, user: UnlockedUser | None, index: UserIndex | None) -> set[bytes]:
+        """The memories that must be embedded anew, by the ids that they have in the export."""
         if self._same_space(user):
-            return {}
+            return set()
         return {
-            record.memory_id: record.memory.text
-            for portion in self._export.portions()
-            for _, record in self._new(portion, user, index)
+            record.memory_id for portion in self._export.portions() for _, record in self._new(portion, user, index)
         }
 
     def _new(

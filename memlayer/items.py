@@ -38,6 +38,8 @@ class Items:
     def __init__(
         self, kind: ItemKind, *, vault: Vault, resident: Callable[[], Resident], scrub: Callable[[], object]
     ) -> None:
+        if kind == ItemKind.IMAGE:
+            raise InvalidInputError("images belong to memories; remember(image=) and image(id) are the way to them")
         self._kind = kind
         self._vault = vault
         self._resident = resident

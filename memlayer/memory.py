@@ -10,6 +10,8 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from memlayer.batch import Batch, elements
 from memlayer.capturing import Capture
 from memlayer.codec import MESSAGES
@@ -18,6 +20,7 @@ from memlayer.errors import InvalidInputError
 from memlayer.export import open_export, write_export
 from memlayer.facts import facts_in
 from memlayer.filters import Condition
+from memlayer.images import open_image
 from memlayer.importing import Import
 from memlayer.injection import Preparation
 from memlayer.items import Items
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from memlayer.codec import Codec
@@ -69,6 +71,7 @@ class UserMemory(Recalling):
         id: str | None = None,
         source: Source | None = None,
         expires: datetime | None = None,
+        image: bytes | None = None,
         replace: bool = False,
     ) -> Memory:
         """Remembers one turn; it is on the disk when this returns. The arguments are those of `Turn`.
@@ -92,6 +95,7 @@ class UserMemory(Recalling):
             id=id,
             source=source,
             expires=expires,
+            image=image,
         )
         return self.remember_many([turn], replace=replace)[0]
 
@@ -108,7 +112,7 @@ class UserMemory(Recalling):
         Args:
             turns: what was said.
             embeddings: their vectors, `(n, dimensions)` float32, if they were computed before with the store's
-                embedder; then no embedder is loaded.
+                embedder; then no embedder is loaded, and an image has no vector beside the one given.
             progress: show how far the embedding is.
             replace: as for `remember`.
 
@@ -126,7 +130,7 @@ class UserMemory(Recalling):
         return self._write(batch, progress=progress)
 
     def update(self, id: str, *, text: str | None = None, metadata: JsonObject | None = None) -> Memory:
-        """Changes a memory in place; what is None stays. Only a new text is embedded.
+        """Changes a memory in place; what is None stays, and its image always. Only a new text is embedded.
 
         Raises:
             NotFoundError: this user has no such memory.
@@ -157,9 +161,28 @@ class UserMemory(Recalling):
                 changes |= {} if text is None else {"text": text}
                 changes |= {} if metadata is None else {"metadata": metadata}
                 memory = opened.memory.model_copy(update=changes)
-                sealed = self._vault.sealer.reseal(user, row, memory=memory, own_id=opened.own_id, vectors=vectors)
+                pictures = opened.pictures
+                if vectors is not None and pictures:
+                    vectors = np.concatenate([vectors, opened.vectors[-pictures:]])
+                sealed = self._vault.sealer.reseal(
+                    user, row, memory=memory, own_id=opened.own_id, vectors=vectors, pictures=pictures
+                )
                 self._vault.change(write, user, update=[sealed], were=were)
                 return memory
+
+    def image(self, id: str) -> bytes | None:
+        """The image of a memory, as it was remembered; None for one without.
+
+        Raises:
+            NotFoundError: this user has no such memory.
+            StoreDamagedError: the image is not the one that was remembered.
+        """
+        with self._resident.looking() as (connection, user, index):
+            memory_id = self._find(id, user, index)
+            memory = None if memory_id is None or index is None else index.get(memory_id)
+            if user is None or memory_id is None or memory is None:
+                raise not_found()
+            return open_image(self._vault.sealer, connection, user, memory_id=memory_id, memory=memory)
 
     def forget(
         self,
@@ -325,17 +348,22 @@ class UserMemory(Recalling):
     def export(self, path: str | os.PathLike[str], *, passphrase: str) -> int:
         """Writes all of this user's memories to one sealed file, which must not exist; how many they are.
 
-        The file has its own key, from the passphrase, and holds the vectors too: it opens in another store. Facts stay
-        behind: without their links they would outlive the turns that they are from; they can be written anew.
+        The file has its own key, from the passphrase, and holds the images and the vectors too: it opens in another
+        store. Facts stay behind: without their links they would outlive the turns that they are from; they can be
+        written anew.
         """
         with self._database.read() as connection:
             user = self._vault.unlock(connection, self._user_id)
             if user is None:
                 return write_export(path, (), identity=self._spaces.own.identity, passphrase=passphrase)
-            identity = self._vault.identity(user.embedder_no)
             facts = self._vault.links(connection, user).links
-            records = (record for record in self._vault.stream(connection, user) if record.memory_id not in facts)
-            return write_export(path, records, identity=identity, passphrase=passphrase)
+            return write_export(
+                path,
+                (record for record in self._vault.stream(connection, user) if record.memory_id not in facts),
+                identity=self._vault.identity(user.embedder_no),
+                passphrase=passphrase,
+                image=lambda record: self._vault.image(connection, user, record),
+            )
 
     def import_(self, path: str | os.PathLike[str], *, passphrase: str) -> ImportReport:
         """Adds what an export holds, all or nothing; provenance and times stay, and what is there already is kept.

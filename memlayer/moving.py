@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from memlayer import tables
 from memlayer.errors import StoreDamagedError
 from memlayer.items import MAX_ITEM_BYTES, named, put
-from memlayer.payload import decode_vectors, encode_vectors
+from memlayer.payload import count_pictures, decode_vectors, encode_vectors
 from memlayer.sealer import ItemKind
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = ["Moving", "Prepared"]
 
 _ROWS_AT_ONCE = 500
 _SAVED = struct.Struct(">QQ")
+_NO_VECTORS = (0, None, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +81,8 @@ class Moving:
         self._rows: dict[bytes, RecordRow] = {}
         self._elements: dict[bytes, int] = {}
         self._items: dict[tuple[int, bytes], int] = {}
-        # With the version of the text that they were made from.
-        self._vectors: dict[bytes, tuple[int, Vectors]] = {}
+        # With the version of the text that they were made from, and how many are of the image.
+        self._vectors: dict[bytes, tuple[int, Vectors, int]] = {}
         self._prepared: Prepared | None = None
 
     @property
@@ -111,12 +112,12 @@ class Moving:
         return [
             memory_id
             for memory_id, row in self._rows.items()
-            if self._vectors.get(memory_id, (0, None))[0] != row.text_version
+            if self._vectors.get(memory_id, _NO_VECTORS)[0] != row.text_version
         ]
 
-    def take(self, row: RecordRow, vectors: Vectors) -> None:
-        """Vectors in the new space, made from this row's text."""
-        self._vectors[row.memory_id] = (row.text_version, vectors)
+    def take(self, row: RecordRow, vectors: Vectors, *, pictures: int) -> None:
+        """Vectors in the new space, made from this row's text and, so many of them, from its image."""
+        self._vectors[row.memory_id] = (row.text_version, vectors, pictures)
         self.unsaved.add(row.memory_id)
 
     def open(self, connection: Connection, memory_ids: Sequence[bytes]) -> list[tuple[RecordRow, OpenedRecord]]:
@@ -174,7 +175,8 @@ class Moving:
         memory_id = bytes.fromhex(name)
         number, version = _SAVED.unpack_from(content)
         if number == self._number and memory_id not in self._vectors:
-            self._vectors[memory_id] = (version, decode_vectors(content[_SAVED.size :]))
+            encoded = content[_SAVED.size :]
+            self._vectors[memory_id] = (version, decode_vectors(encoded), count_pictures(encoded))
 
     # ---------------------------------------------------------------- what is to be written
 
@@ -186,9 +188,10 @@ class Moving:
             moved = replace(user, embedder_no=self._number)
             rows = []
             for memory_id, row in self._rows.items():
-                vectors = self._vectors[memory_id][1]
-                rows.append(sealer.move(user, row, vectors=vectors, embedder_no=self._number))
-                if sealer.open_vectors(rows[-1], user=moved).tobytes() != vectors.tobytes():
+                _, vectors, pictures = self._vectors[memory_id]
+                rows.append(sealer.move(user, row, vectors=vectors, pictures=pictures, embedder_no=self._number))
+                opened, its_pictures = sealer.open_vectors(rows[-1], user=moved)
+                if opened.tobytes() != vectors.tobytes() or its_pictures != pictures:
                     raise StoreDamagedError("vectors that were just sealed open as other ones")
             self._prepared = Prepared(
                 rows=rows,
@@ -203,10 +206,10 @@ class Moving:
         changed since."""
         items = []
         for row in rows:
-            version, vectors = self._vectors.get(row.memory_id, (0, None))
+            version, vectors, pictures = self._vectors.get(row.memory_id, _NO_VECTORS)
             if vectors is None or version != row.text_version:
                 continue
-            content = _SAVED.pack(self._number, version) + encode_vectors(vectors)
+            content = _SAVED.pack(self._number, version) + encode_vectors(vectors, pictures=pictures)
             name = row.memory_id.hex()
             if len(name) + len(content) <= MAX_ITEM_BYTES:  # Larger ones are embedded anew, if it comes to that.
                 items.append(put(self._vault, user, kind=ItemKind.VECTORS, name=name, content=content)[0])

@@ -1,7 +1,8 @@
 """What stands inside of a record's two seals: the turn as compact JSON, and its vectors.
 
 Text field, padded:    {"a": at, "c": written, "i": own id, "m": metadata, "o": source, "r": role, "s": session,
-                        "t": text, "w": speaker, "x": expires}; times in microseconds, absent keys are None or {}.
+                        "t": text, "w": speaker, "x": expires, "p": SHA-256 of the image, 64 hex digits}; times in
+                        microseconds, absent keys are None or {}.
 Vector field:          layout u8 = 1 | dimensions u16 | count u16 | count x (kind u8, dtype u8, part u16) | vectors
 
 Both are read after they have been authenticated, so a surprise in them is a later version's or our own mistake, never
@@ -24,13 +25,15 @@ from memlayer.records import Memory, from_microseconds, to_microseconds
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["VectorKind", "decode_turn", "decode_vectors", "encode_turn", "encode_vectors"]
+__all__ = ["VectorKind", "count_pictures", "decode_turn", "decode_vectors", "encode_turn", "encode_vectors"]
 
 _ROLES = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
 _SOURCES = {"u": "user", "a": "assistant", "t": "tool", "d": "document", "i": "import"}
 _ROLE_CODES = {role: code for code, role in _ROLES.items()}
 _SOURCE_CODES = {source: code for code, source in _SOURCES.items()}
-_TYPES = {"a": int, "c": int, "i": str, "m": dict, "o": str, "r": str, "s": str, "t": str, "w": str, "x": int}
+_TYPES = {
+    "a": int, "c": int, "i": str, "m": dict, "o": str, "p": str, "r": str, "s": str, "t": str, "w": str, "x": int,
+}  # fmt: skip
 
 MAX_PARTS = 4096
 """How many vectors a memory may have: the longest text in parts of 254 word pieces has about a thousand."""
@@ -58,6 +61,7 @@ def encode_turn(memory: Memory, *, own_id: str | None) -> bytes:
         "i": own_id,
         "m": memory.metadata or None,
         "o": _SOURCE_CODES[memory.source],
+        "p": memory.image_sha256,
         "r": _ROLE_CODES[memory.role],
         "s": memory.session,
         "t": memory.text,
@@ -96,25 +100,31 @@ def decode_turn(padded: bytes, *, memory_id: bytes) -> tuple[Memory, str | None]
             source=_SOURCES[values["o"]],
             expires=None if expires is None else from_microseconds(expires),
             written=from_microseconds(values["c"]),
+            image_sha256=values.get("p"),
         )
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise StoreDamagedError("a memory is not written as it must be") from None
     return memory, own_id
 
 
-def encode_vectors(vectors: NDArray[np.float32]) -> bytes:
-    """The content of a vector field: `(parts, dimensions)`; one row is the turn's own, several are its parts."""
+def encode_vectors(vectors: NDArray[np.float32], *, pictures: int = 0) -> bytes:
+    """The content of a vector field.
+
+    Args:
+        vectors: `(n, dimensions)`, those of the text first: one row is the turn's own, several are its parts.
+        pictures: how many rows at the end are of the turn's image: 0 or 1.
+    """
     count, dimensions = vectors.shape
     if count > MAX_PARTS:
         raise LimitExceededError(
             f"the embedder splits this text into {count} parts, over {MAX_PARTS}; split it into several turns",
             limit=MAX_PARTS,
         )
-    return _HEAD.pack(_LAYOUT, dimensions, count) + _entries(count) + vectors.astype("<f4").tobytes()
+    return _HEAD.pack(_LAYOUT, dimensions, count) + _entries(count, pictures) + vectors.astype("<f4").tobytes()
 
 
 def decode_vectors(encoded: bytes) -> NDArray[np.float32]:
-    """`(parts, dimensions)` float32, a view of `encoded`.
+    """`(n, dimensions)` float32, a view of `encoded`; what the rows are of, `count_pictures` tells.
 
     Raises:
         FormatTooNewError: a layout, kind or dtype that this version does not know.
@@ -129,9 +139,9 @@ def decode_vectors(encoded: bytes) -> NDArray[np.float32]:
     if not 1 <= count <= MAX_PARTS or not dimensions or len(encoded) != body + count * dimensions * 4:
         raise StoreDamagedError("a vector field has the wrong size")
     entries = encoded[_HEAD.size : body]
-    if entries != _entries(count):
+    if entries != _entries(count, count_pictures(encoded)):
         for kind, dtype, _ in _ENTRY.iter_unpack(entries):
-            if dtype != _FLOAT32 or kind not in (VectorKind.OWN, VectorKind.PART):
+            if dtype != _FLOAT32 or kind not in (VectorKind.OWN, VectorKind.PART, VectorKind.IMAGE):
                 raise FormatTooNewError(
                     "a vector is of a kind that this memlayer does not know", kind=kind, dtype=dtype
                 )
@@ -139,7 +149,15 @@ def decode_vectors(encoded: bytes) -> NDArray[np.float32]:
     return np.frombuffer(encoded, dtype="<f4", offset=body).reshape(count, dimensions).astype(np.float32, copy=False)
 
 
-def _entries(count: int) -> bytes:
-    """What a turn's vectors are: one is its own, several are its parts in their order."""
-    kind = VectorKind.OWN if count == 1 else VectorKind.PART
-    return b"".join(_ENTRY.pack(kind, _FLOAT32, part) for part in range(count))
+def count_pictures(encoded: bytes) -> int:
+    """How many of the vectors, at the end, are of the turn's image: 0 or 1. For what `decode_vectors` takes."""
+    _, _, count = _HEAD.unpack_from(encoded)
+    return int(count > 1 and encoded[_HEAD.size + (count - 1) * _ENTRY.size] == VectorKind.IMAGE)
+
+
+def _entries(count: int, pictures: int) -> bytes:
+    """What a turn's vectors are: one of the text is its own, several are its parts in their order; its image's last."""
+    texts = count - pictures
+    kind = VectorKind.OWN if texts == 1 else VectorKind.PART
+    entries = [_ENTRY.pack(kind, _FLOAT32, part) for part in range(texts)]
+    return b"".join(entries + [_ENTRY.pack(VectorKind.IMAGE, _FLOAT32, part) for part in range(pictures)])

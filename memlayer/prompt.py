@@ -123,7 +123,8 @@ def _record(memory: Memory) -> str:
         "role": memory.role,
         "speaker": memory.speaker,
         "source": memory.source if memory.source != memory.role else None,
-        "text": memory.text,
+        "image": True if memory.has_image else None,
+        "text": getattr(memory, "passage", None) or memory.text,
     }
     return quoted({key: value for key, value in fields.items() if value is not None})
 

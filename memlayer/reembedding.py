@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from memlayer import tables
-from memlayer.embedding import embed_texts
+from memlayer.embedding import embed_texts, embed_turns, reads_images
 from memlayer.errors import ConflictError, ReadOnlyStoreError
 from memlayer.manifest import BUCKETS
 from memlayer.moving import Moving
@@ -33,19 +33,16 @@ from memlayer.vault import ItemChanges
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from sqlalchemy.engine import Connection
 
     from memlayer.database import Database
     from memlayer.directory import Write
     from memlayer.embedders.protocol import Embedder, EmbedderIdentity
+    from memlayer.embedding import TurnVectors
     from memlayer.rows import RecordRow
     from memlayer.sealer import OpenedRecord
     from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
-
-    Vectors = NDArray[np.float32]
 
 __all__ = ["Reembedding"]
 
@@ -53,6 +50,7 @@ log = logging.getLogger("memlayer")
 
 # As many as `embed_texts` gives an embedder in one call; small users share one, and one transaction.
 _TEXTS_AT_ONCE = 256
+_IMAGE_BYTES_AT_ONCE = 32 * 1024 * 1024
 _USERS_AT_ONCE = 64
 _ROWS_AT_ONCE = 500
 
@@ -66,10 +64,12 @@ _TRIES = 10
 _TEXTS_IN_A_WRITE = 32
 
 
-def embed_records(embedder: Embedder, records: Sequence[OpenedRecord]) -> list[Vectors]:
+def embed_records(
+    embedder: Embedder, records: Sequence[OpenedRecord], images: Sequence[bytes | None]
+) -> list[TurnVectors]:
     """For each record all of its vectors, as its vector field takes them. What a record's vectors are made from is
-    decided here alone: its own text, in parts where it is long."""
-    return embed_texts(embedder, [record.memory.text for record in records])
+    decided here alone: its own text, in parts where it is long, and its image."""
+    return embed_turns(embedder, [record.memory.text for record in records], images, strict=False)
 
 
 class Reembedding:
@@ -260,27 +260,32 @@ class Reembedding:
     def _texts(self, connection: Connection, group: list[Moving], *, most: int) -> list[_Text]:
         """What is to be embedded next, of the users as they were just looked at; what needs no embedding is taken."""
         found: list[_Text] = []
+        image_bytes = 0
         for moving in group:
             due = moving.due()
-            while due and len(found) < most:
+            while due and len(found) < most and image_bytes < _IMAGE_BYTES_AT_ONCE:
                 some, due = due[: most - len(found)], due[most - len(found) :]
                 for row, record in moving.open(connection, some):
                     if self._vault.digest(moving.unlocked.embedder_no) == self._vault.digest(self._number):
-                        moving.take(row, record.vectors)  # Back to an embedder before the move had come here.
-                    else:
-                        found.append((moving, row, record))
+                        # Back to an embedder before the move had come here.
+                        moving.take(row, record.vectors, pictures=record.pictures)
+                    elif image_bytes < _IMAGE_BYTES_AT_ONCE:
+                        image = None
+                        if reads_images(self._new):
+                            image = self._vault.image(connection, moving.unlocked, record)
+                        image_bytes += len(image or b"")
+                        found.append((moving, row, record, image))
         return found
 
     def _embed(self, texts: list[_Text]) -> None:
-        vectors = embed_records(self._new, [record for _, _, record in texts])
-        for (moving, row, _), of_it in zip(texts, vectors, strict=True):
-            moving.take(row, of_it)
+        embedded = embed_records(self._new, [record for _, _, record, _ in texts], [image for *_, image in texts])
+        for (moving, row, _, _), (vectors, pictures) in zip(texts, embedded, strict=True):
+            moving.take(row, vectors, pictures=pictures)
         self._embedded += len(texts)
 
     def _swap(self, write: Write, moving: Moving, *, patient: bool) -> bool:
         """Moves a user, if all vectors are there; false if somebody has written in between."""
-        due = moving.due()
-        if due:
+        while due := moving.due():
             if patient or len(due) > _TEXTS_IN_A_WRITE:
                 return False
             self._embed(self._texts(write.connection, [moving], most=len(due)))
@@ -336,7 +341,7 @@ class Reembedding:
 
 
 if TYPE_CHECKING:
-    _Text = tuple[Moving, RecordRow, OpenedRecord]
+    _Text = tuple[Moving, RecordRow, OpenedRecord, bytes | None]
 
 
 def _saved_items(vault: Vault, connection: Connection, user: UnlockedUser) -> list[bytes]:

@@ -66,6 +66,13 @@ class Resident:
             yield user, self._index
 
     @contextmanager
+    def looking(self) -> Iterator[tuple[Connection, UnlockedUser | None, UserIndex | None]]:
+        """As `reading`, and the snapshot that it was read in, for what is not held in RAM."""
+        with self._database.entered(), self._lock, self._database.read() as connection:
+            user = self._refresh(connection)
+            yield connection, user, self._index
+
+    @contextmanager
     def known(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
         """As `reading`, as of the last time that somebody looked: for what was read a moment ago."""
         with self._database.entered(), self._lock:
@@ -212,6 +219,7 @@ def _entry(record: OpenedRecord) -> Entry:
         stamp=record.element.to_bytes(32),
         memory=record.memory,
         vectors=record.vectors,
+        pictures=record.pictures,
     )
 
 

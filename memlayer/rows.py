@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar, get_type_hints
+from typing import Final, NamedTuple, TypeVar, get_type_hints
 
 __all__ = [
+    "IMAGE_KIND",
     "SIZES",
     "TYPES",
     "BucketRow",
@@ -18,6 +19,10 @@ __all__ = [
     "SlotRow",
     "UserRow",
 ]
+
+
+IMAGE_KIND: Final = 6
+"""The kind of the items that are read one by one, where they are asked for, because of their size."""
 
 
 class MetaRow(NamedTuple):

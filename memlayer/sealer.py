@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from memlayer.envelope import Field, Place, pad, tag, unpad
 from memlayer.errors import StoreDamagedError
 from memlayer.manifest import UserManifest, item_element, record_element
-from memlayer.payload import decode_turn, decode_vectors, encode_turn, encode_vectors
-from memlayer.rows import ItemRow, RecordRow, UserRow
+from memlayer.payload import count_pictures, decode_turn, decode_vectors, encode_turn, encode_vectors
+from memlayer.rows import IMAGE_KIND, ItemRow, RecordRow, UserRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ class ItemKind(IntEnum):
     """What an item is. The numbers are part of the format: never reuse one.
 
     `VECTORS` are those of a memory in the space of the embedder that its user is being moved to; see
-    `memlayer.reembedding`. `FACTS` are rounds of distillation; see `memlayer.lineage`.
+    `memlayer.reembedding`. `IMAGE` is the image of a memory, which says its digest; see `Sealer.item_element`.
     """
 
     LEDGER = 1
@@ -37,6 +37,7 @@ class ItemKind(IntEnum):
     FRAMEWORK = 3
     VECTORS = 4
     FACTS = 5
+    IMAGE = IMAGE_KIND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,8 @@ class OpenedRecord:
         element: it in the user's multiset hash.
         memory: what was remembered.
         own_id: the caller's id of it, or None.
-        vectors: `(parts, dimensions)` float32, unit length.
+        vectors: `(n, dimensions)` float32, unit length: those of the parts of the text, then those of the image.
+        pictures: how many of them are of the image: 0 or 1.
     """
 
     memory_id: bytes
@@ -77,6 +79,7 @@ class OpenedRecord:
     memory: Memory
     own_id: str | None
     vectors: NDArray[np.float32]
+    pictures: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +91,7 @@ class OpenedItem:
         item_id: 16 bytes.
         version: the generation that wrote it.
         element: it in the user's multiset hash.
-        content: what was sealed, without the padding.
+        content: what was sealed, without the padding; of an image nothing, until it is asked for.
     """
 
     kind: int
@@ -112,9 +115,9 @@ class Sealer:
 
     def seal_record(
         self, user: UnlockedUser, *, memory_id: bytes, seq: int, memory: Memory, own_id: str | None,
-        vectors: NDArray[np.float32],
+        vectors: NDArray[np.float32], pictures: int = 0,
     ) -> RecordRow:  # fmt: skip
-        """A record of the user's next generation."""
+        """A record of the user's next generation; the last `pictures` of the vectors are of its image."""
         version = user.manifest.generation + 1
         text_place = self._place(Field.TEXT, user.uref, user.keys, record=memory_id, version=version)
         return RecordRow(
@@ -128,13 +131,14 @@ class Sealer:
             embedder_no=user.embedder_no,
             text=user.keys.text.seal(encode_turn(memory, own_id=own_id), place=text_place),
             vector=user.keys.vector.seal(
-                encode_vectors(vectors), place=self._vector_place(user, memory_id, version, user.embedder_no)
+                encode_vectors(vectors, pictures=pictures),
+                place=self._vector_place(user, memory_id, version, user.embedder_no),
             ),
         )
 
     def reseal(
         self, user: UnlockedUser, row: RecordRow, *, memory: Memory, own_id: str | None,
-        vectors: NDArray[np.float32] | None,
+        vectors: NDArray[np.float32] | None, pictures: int = 0,
     ) -> RecordRow:  # fmt: skip
         """The record with another text field, and another vector field unless `vectors` is None."""
         version = user.manifest.generation + 1
@@ -144,14 +148,16 @@ class Sealer:
         if vectors is None:
             return row
         vector_place = self._vector_place(user, row.memory_id, version, user.embedder_no)
-        vector = user.keys.vector.seal(encode_vectors(vectors), place=vector_place)
+        vector = user.keys.vector.seal(encode_vectors(vectors, pictures=pictures), place=vector_place)
         return row._replace(vector_version=version, embedder_no=user.embedder_no, vector=vector)
 
-    def move(self, user: UnlockedUser, row: RecordRow, *, vectors: NDArray[np.float32], embedder_no: int) -> RecordRow:
+    def move(
+        self, user: UnlockedUser, row: RecordRow, *, vectors: NDArray[np.float32], embedder_no: int, pictures: int = 0
+    ) -> RecordRow:
         """The record with its vectors of another embedder; the text field stays as it is."""
         version = user.manifest.generation + 1
         place = self._vector_place(user, row.memory_id, version, embedder_no)
-        vector = user.keys.vector.seal(encode_vectors(vectors), place=place)
+        vector = user.keys.vector.seal(encode_vectors(vectors, pictures=pictures), place=place)
         return row._replace(changed=version, vector_version=version, embedder_no=embedder_no, vector=vector)
 
     def open_record(self, row: RecordRow, *, user: UnlockedUser) -> OpenedRecord:
@@ -160,7 +166,7 @@ class Sealer:
         text = keys.text.open(
             row.text, place=self._place(Field.TEXT, user.uref, keys, record=row.memory_id, version=row.text_version)
         )
-        vectors = self.open_vectors(row, user=user)
+        vectors, pictures = self.open_vectors(row, user=user)
         memory, own_id = decode_turn(text, memory_id=row.memory_id)
         if own_id is not None and keys.memory_id(own_id) != row.memory_id:
             raise StoreDamagedError("a memory stands under another id than its own")
@@ -171,15 +177,18 @@ class Sealer:
             memory=memory,
             own_id=own_id,
             vectors=vectors,
+            pictures=pictures,
         )
 
-    def open_vectors(self, row: RecordRow, *, user: UnlockedUser) -> NDArray[np.float32]:
-        """The vectors of a record, if it is this user's, in the user's space, and as it was sealed."""
+    def open_vectors(self, row: RecordRow, *, user: UnlockedUser) -> tuple[NDArray[np.float32], int]:
+        """The vectors of a record, if it is this user's, in the user's space, and as it was sealed; and how many of
+        them, at the end, are of its image."""
         if row.embedder_no != user.embedder_no:
             # One space a user, or nothing: vectors of two embedders are never in one index.
             raise StoreDamagedError("a memory names another embedder than its user does")
         place = self._vector_place(user, row.memory_id, row.vector_version, row.embedder_no)
-        return decode_vectors(user.keys.vector.open(row.vector, place=place))
+        opened = user.keys.vector.open(row.vector, place=place)
+        return decode_vectors(opened), count_pictures(opened)
 
     def element(self, row: RecordRow, *, keys: UserKeys) -> int:
         """The record in its user's multiset hash: all of its clear columns, and both seals."""
@@ -216,8 +225,17 @@ class Sealer:
             content=unpad(user.keys.item.open(row.sealed, place=place)),
         )
 
+    def note_item(self, row: ItemRow, *, user: UnlockedUser) -> OpenedItem:
+        """An image, unopened: it can be counted, and dropped."""
+        element = self.item_element(row, keys=user.keys)
+        return OpenedItem(kind=row.kind, item_id=row.item_id, version=row.version, element=element, content=b"")
+
     def item_element(self, row: ItemRow, *, keys: UserKeys) -> int:
-        """The item in its user's multiset hash: all of its clear columns, and its seal."""
+        """The item in its user's multiset hash: all of its clear columns, and its seal.
+
+        An image's seal is left out: the tag is at the end of some megabytes, and all images of a user would have to be
+        read to count them. What pins the content is the digest in the memory, whose own seal is in the hash.
+        """
         if row.dek_epoch != keys.epoch:
             raise StoreDamagedError("an item names a key that its user does not have")
         return item_element(
@@ -226,7 +244,7 @@ class Sealer:
             item_id=row.item_id,
             epoch=row.dek_epoch,
             version=row.version,
-            item_tag=tag(row.sealed),
+            item_tag=bytes(16) if row.kind == ItemKind.IMAGE else tag(row.sealed),
         )
 
     def _item_place(self, uref: bytes, keys: UserKeys, *, kind: int, item_id: bytes, version: int) -> Place:

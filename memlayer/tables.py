@@ -15,6 +15,7 @@ from memlayer import migrations
 from memlayer.database import change, fetch
 from memlayer.errors import FormatTooNewError, NotAStoreError, StoreDamagedError
 from memlayer.rows import (
+    IMAGE_KIND,
     SIZES,
     TYPES,
     BucketRow,
@@ -193,12 +194,19 @@ _VECTOR_UPDATE = (
 )
 _RECORDS_DELETE = sa.delete(records).where(_own_records & records.c.memory_id.in_(_memory_ids))
 _ALL_RECORDS_DELETE = sa.delete(records).where(_own_records)
-_ITEMS = sa.select(*_columns(items, ItemRow)).where(_own_items & (items.c.version > sa.bindparam("after")))
+# An image's content is read where it is asked for, and nowhere else: all of a user's may be gigabytes.
+_LIGHT_ITEM = [
+    sa.case((items.c.kind == IMAGE_KIND, sa.literal(b"", _BYTES())), else_=items.c.sealed).label("sealed")
+    if column.name == "sealed"
+    else column
+    for column in _columns(items, ItemRow)
+]
+_ITEMS = sa.select(*_LIGHT_ITEM).where(_own_items & (items.c.version > sa.bindparam("after")))
 _ITEM_IDS = sa.select(*_columns(items, ItemId)).where(_own_items)
-_ITEMS_BY_ID = sa.select(*_columns(items, ItemRow)).where(
-    _own_items & (items.c.kind == _kind) & items.c.item_id.in_(_item_ids)
-)
-_ITEMS_OF_KIND = sa.select(*_columns(items, ItemRow)).where(_own_items & (items.c.kind == _kind))
+_BY_ITEM_ID = _own_items & (items.c.kind == _kind) & items.c.item_id.in_(_item_ids)
+_ITEMS_BY_ID = sa.select(*_LIGHT_ITEM).where(_BY_ITEM_ID)
+_WHOLE_ITEMS_BY_ID = sa.select(*_columns(items, ItemRow)).where(_BY_ITEM_ID)
+_ITEMS_OF_KIND = sa.select(*_LIGHT_ITEM).where(_own_items & (items.c.kind == _kind))
 _ITEM_UPDATE = sa.update(items).where(
     _own_items & (items.c.kind == _kind) & (items.c.item_id == sa.bindparam("the_id"))
 )
@@ -341,20 +349,25 @@ def delete_all_records(connection: Connection, uref: bytes, *, count: int, item_
 
 
 def read_items(connection: Connection, uref: bytes, *, after: int) -> list[ItemRow]:
-    """The user's items that were written after the generation `after`; after 0, all."""
+    """The user's items that were written after the generation `after`; after 0, all. Images without their content."""
     return _read(connection, _ITEMS, ItemRow, the_uref=uref, after=after)
 
 
 def read_items_by_id(connection: Connection, uref: bytes, *, kind: int, item_ids: Sequence[bytes]) -> list[ItemRow]:
-    """Those of the given items that there are."""
+    """Those of the given items that there are. Images without their content."""
     found: list[ItemRow] = []
     for some in _portions(item_ids):
         found += _read(connection, _ITEMS_BY_ID, ItemRow, the_uref=uref, the_kind=kind, item_ids=some)
     return found
 
 
+def read_item(connection: Connection, uref: bytes, *, kind: int, item_id: bytes) -> ItemRow | None:
+    """One item, whole, an image too."""
+    return _only(_read(connection, _WHOLE_ITEMS_BY_ID, ItemRow, the_uref=uref, the_kind=kind, item_ids=[item_id]))
+
+
 def read_items_of_kind(connection: Connection, uref: bytes, *, kind: int) -> list[ItemRow]:
-    """The user's items of one kind."""
+    """The user's items of one kind. Images without their content."""
     return _read(connection, _ITEMS_OF_KIND, ItemRow, the_uref=uref, the_kind=kind)
 
 

@@ -26,6 +26,7 @@ from memlayer.directory import Directory, Write
 from memlayer.embedders.protocol import EmbedderIdentity
 from memlayer.envelope import Field, Place, pad, unpad
 from memlayer.errors import FormatTooNewError, StoreDamagedError
+from memlayer.images import noted_images, open_image
 from memlayer.lineage import Lineage
 from memlayer.manifest import BUCKETS, UserManifest, bucket_of
 from memlayer.rows import EmbedderRow, ItemRow, RecordRow, UserRow
@@ -152,7 +153,7 @@ class Vault:
         return max([number for number in numbers if self._digests[number] == self.own] or numbers)
 
     def verify_users(self, connection: Connection) -> tuple[int, int]:
-        """Opens every memory of every user; how many users and memories there are."""
+        """Opens every memory and every image of every user; how many users and memories there are."""
         users = memories = 0
         records = dict(tables.count_records(connection))
         items = dict(tables.count_items(connection))
@@ -161,7 +162,12 @@ class Vault:
             for _, user in self.users_in(connection, bucket):
                 if user.embedder_no not in embedders:
                     raise StoreDamagedError("a user names an embedder that the store does not have any more")
-                found = sum(1 for _ in self.stream(connection, user))
+                found = images = 0
+                for record in self.stream(connection, user):
+                    found += 1
+                    images += self.image(connection, user, record) is not None
+                if images != sum(kind == ItemKind.IMAGE for kind, _ in self.item_ids(connection, user)):
+                    self.refuse_rows()
                 if (found, records.pop(user.uref, 0), items.pop(user.uref, 0)) != (
                     user.manifest.records, user.manifest.records, user.manifest.items
                 ):  # fmt: skip
@@ -248,7 +254,8 @@ class Vault:
             update: records as they are now, sealed for the next generation.
             delete: ids of records that go.
             were: the elements of all updated and deleted records as they were, verified.
-            items: what changes of the items. Vectors that a move had saved of updated and deleted records go with them.
+            items: what changes of the items. The images of deleted records go with them, and vectors that a move had
+                saved of updated and deleted ones.
 
         Facts that were written from a deleted record, or from one that says something else now, are deleted too.
         """
@@ -263,9 +270,10 @@ class Vault:
                 replaced=[*items.replaced, *unlinked.replaced],
                 drop=[*items.drop, *unlinked.drop],
             )
-        saved = self.saved_vectors(write.connection, user, [*delete, *(row.memory_id for row in update)])
-        if saved:
-            items = replace(items, drop=[*items.drop, *saved])
+        gone = self.saved_vectors(write.connection, user, [*delete, *(row.memory_id for row in update)])
+        gone += noted_images(self.sealer, write.connection, user, delete)
+        if gone:
+            items = replace(items, drop=[*items.drop, *gone])
         added = [self.sealer.element(row, keys=user.keys) for row in (*insert, *update)]
         # Each record has at most two new seals, an item one, and the manifest one.
         manifest = user.manifest.changed(
@@ -342,9 +350,17 @@ class Vault:
             self.refuse_rows()
 
     def read_items(self, connection: Connection, user: UnlockedUser, *, after: int) -> list[OpenedItem]:
-        """The items that were written after a generation; as `read` has it for records."""
-        rows = tables.read_items(connection, user.uref, after=after)
-        return [self.sealer.open_item(row, user=user) for row in rows]
+        """The items that were written after a generation; as `read` has it for records. Images stay unopened."""
+        return [
+            self.sealer.note_item(row, user=user)
+            if row.kind == ItemKind.IMAGE
+            else self.sealer.open_item(row, user=user)
+            for row in tables.read_items(connection, user.uref, after=after)
+        ]
+
+    def image(self, connection: Connection, user: UnlockedUser, record: OpenedRecord) -> bytes | None:
+        """The image of a memory, or None; see `memlayer.images`."""
+        return open_image(self.sealer, connection, user, memory_id=record.memory_id, memory=record.memory)
 
     def saved_vectors(
         self, connection: Connection, user: UnlockedUser, memory_ids: Sequence[bytes]

@@ -218,6 +218,7 @@ OF_A_USER: dict[str, Callable[[AsyncUserMemory, str, Path], Awaitable[Any]]] = {
     "history": lambda memory, _, __: memory.history(limit=5),
     "sessions": lambda memory, _, __: memory.sessions(),
     "get": lambda memory, known, _: memory.get(known),
+    "image": lambda memory, known, _: memory.image(known),
     "count": lambda memory, _, __: memory.count(),
     "prepare": lambda memory, _, __: memory.prepare([{"role": "user", "content": "What about peanuts?"}]),
     "capture": lambda memory, _, __: _capture(memory),

@@ -57,7 +57,7 @@ def record(number, *, own_id=None, parts=1, **changes) -> Any:
     vectors = np.random.default_rng(number).standard_normal((parts, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return SimpleNamespace(
-        memory_id=number.to_bytes(16), memory=memory(number, **changes), own_id=own_id, vectors=vectors
+        memory_id=number.to_bytes(16), memory=memory(number, **changes), own_id=own_id, vectors=vectors, pictures=0
     )
 
 

@@ -95,9 +95,9 @@ HARMLESS = [
     "UPDATE items: items.kind = ?",
     "SELECT items: items.uref = ?",  # by id: as above
     "SELECT items: items.kind = ?",
-    "SELECT items: items.item_id IN (?)",  # what a move has saved, which can be embedded again
+    "SELECT items: items.uref = ?",  # an image, likewise
+    "SELECT items: items.kind = ?",
     "SELECT items: items.version > ?",  # it only saves reading what is known
-    "SELECT items: WHERE items.uref = ?",  # a list of ids, to find which of one's own are gone
     "DELETE records: records.uref = ?",  # an id is random, or made with the user's key: no two users have the same
     "SELECT records: records.uref = ?",
     "UPDATE records: records.uref = ?",

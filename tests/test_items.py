@@ -460,4 +460,5 @@ def test_kinds_keep_their_numbers():
         "FRAMEWORK": 3,
         "VECTORS": 4,
         "FACTS": 5,
+        "IMAGE": 6,
     }

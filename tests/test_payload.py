@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from memlayer.envelope import pad, unpad
 from memlayer.errors import FormatTooNewError, LimitExceededError, StoreDamagedError
-from memlayer.payload import VectorKind, decode_turn, decode_vectors, encode_turn, encode_vectors
+from memlayer.payload import VectorKind, count_pictures, decode_turn, decode_vectors, encode_turn, encode_vectors
 from memlayer.records import Memory
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -195,6 +195,17 @@ def test_a_single_vector_is_the_turns_own():
     assert {kind.name: kind.value for kind in VectorKind} == {"OWN": 1, "PART": 2, "CONTEXT": 3, "IMAGE": 4}
 
 
+@pytest.mark.parametrize("texts", [1, 2, 5])
+def test_an_images_vector_stands_behind_those_of_the_text(texts):
+    """The text's vectors are as they are without an image; the image's is one more, of its own kind."""
+    matrix = np.arange(1, 3 * texts + 4, dtype=np.float32).reshape(-1, 3)
+    encoded, without = encode_vectors(matrix, pictures=1), encode_vectors(matrix[:-1])
+    entries = encoded[5 : 5 + 4 * (texts + 1)]
+    assert entries == without[5 : 5 + 4 * texts] + ENTRY.pack(VectorKind.IMAGE, 1, 0)
+    assert decode_vectors(encoded).tolist() == matrix.tolist()
+    assert (count_pictures(encoded), count_pictures(without)) == (1, 0)
+
+
 def test_vectors_are_little_endian_whatever_they_were():
     """The order of bytes in the file is fixed."""
     matrix = np.array([[1.0, -2.0]])
@@ -226,7 +237,8 @@ def test_vectors_that_are_cut_short_are_refused(end):
         (HEAD.pack(1, 1, 1) + ENTRY.pack(1, 2, 0) + bytes(4), {"kind": 1, "dtype": 2}),
         (HEAD.pack(1, 1, 1) + ENTRY.pack(3, 1, 0) + bytes(4), {"kind": 3, "dtype": 1}),
         (HEAD.pack(1, 1, 1) + ENTRY.pack(0, 1, 0) + bytes(4), {"kind": 0, "dtype": 1}),
-        (HEAD.pack(1, 1, 2) + ENTRY.pack(2, 1, 0) + ENTRY.pack(4, 1, 1) + bytes(8), {"kind": 4, "dtype": 1}),
+        (HEAD.pack(1, 1, 2) + ENTRY.pack(2, 1, 0) + ENTRY.pack(5, 1, 1) + bytes(8), {"kind": 5, "dtype": 1}),
+        (HEAD.pack(1, 1, 2) + ENTRY.pack(1, 1, 0) + ENTRY.pack(4, 2, 0) + bytes(8), {"kind": 4, "dtype": 2}),
     ],
 )
 def test_a_layout_kind_or_dtype_of_later_is_named(encoded, evidence):
@@ -246,9 +258,17 @@ def test_a_layout_kind_or_dtype_of_later_is_named(encoded, evidence):
         HEAD.pack(1, 1, 1) + ENTRY.pack(2, 1, 0) + bytes(4),
         HEAD.pack(1, 1, 2) + ENTRY.pack(1, 1, 0) * 2 + bytes(8),
         HEAD.pack(1, 1, 2) + ENTRY.pack(2, 1, 1) + ENTRY.pack(2, 1, 0) + bytes(8),
+        HEAD.pack(1, 1, 1) + ENTRY.pack(4, 1, 0) + bytes(4),
+        HEAD.pack(1, 1, 2) + ENTRY.pack(4, 1, 0) + ENTRY.pack(1, 1, 0) + bytes(8),
+        HEAD.pack(1, 1, 2) + ENTRY.pack(1, 1, 0) + ENTRY.pack(4, 1, 1) + bytes(8),
+        HEAD.pack(1, 1, 2) + ENTRY.pack(2, 1, 0) + ENTRY.pack(4, 1, 0) + bytes(8),
+        HEAD.pack(1, 1, 3) + ENTRY.pack(1, 1, 0) + ENTRY.pack(4, 1, 0) + ENTRY.pack(4, 1, 1) + bytes(12),
     ],
-    ids=["no vectors", "nothing", "no dimensions", "part 7 of 1", "one part", "two owns", "parts in another order"],
-)
+    ids=[
+        "no vectors", "nothing", "no dimensions", "part 7 of 1", "one part", "two owns", "parts in another order",
+        "an image alone", "an image first", "image 1 of 1", "one part and an image", "two images",
+    ],
+)  # fmt: skip
 def test_other_parts_than_are_written_are_refused(encoded):
     """A turn has one vector of its own or parts from 0 on; anything else is not what was written."""
     with pytest.raises(StoreDamagedError):

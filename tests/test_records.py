@@ -78,12 +78,12 @@ def test_a_turn_needs_a_text_and_nothing_else():
     """Everything but the text has a default, and what was passed is what is there."""
     turn = Turn(text="hi")
     assert (turn.text, turn.role, turn.speaker, turn.session, turn.at) == ("hi", "user", None, None, None)
-    assert (turn.metadata, turn.id, turn.source, turn.expires) == (None, None, None, None)
+    assert (turn.metadata, turn.id, turn.source, turn.expires, turn.image) == (None, None, None, None, None)
     full = Turn(text="hi", role="tool", speaker="s", session="t", at=NOON, metadata={"a": 1}, id="i", source="document",
-                expires=NOON)  # fmt: skip
+                expires=NOON, image=b"GIF89a")  # fmt: skip
     assert full.model_dump() == {
         "text": "hi", "role": "tool", "speaker": "s", "session": "t", "at": NOON, "metadata": {"a": 1}, "id": "i",
-        "source": "document", "expires": NOON,
+        "source": "document", "expires": NOON, "image": b"GIF89a",
     }  # fmt: skip
 
 

@@ -530,7 +530,7 @@ def test_vectors_of_the_other_space_do_not_open(path, small_steps):
                 assert user is not None
                 row = tables.read_records(connection, user.uref, after=0)[0]
             other = 3 - number
-            assert parts.vault.sealer.open_vectors(row, user=user).shape == (1, 64)
+            assert parts.vault.sealer.open_vectors(row, user=user)[0].shape == (1, 64)
             with pytest.raises(StoreDamagedError, match="names another embedder"):
                 parts.vault.sealer.open_vectors(row._replace(embedder_no=other), user=user)
             with pytest.raises(StoreDamagedError, match="does not authenticate"):

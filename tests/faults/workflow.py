@@ -14,11 +14,12 @@ from memlayer.store import open_to_reembed
 from memlayer.testing import HashingEmbedder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from memlayer.injection import Prepared
     from tests.faults.mutants import Meddler
 
+PNG = b"\x89PNG\r\n\x1a\n"
 PASSPHRASE = "correct horse battery staple"
 USERS = ("alice", "bob")
 
@@ -36,6 +37,7 @@ class World:
         self.folder = folder
         self.meddler = meddler
         self.texts: dict[str, dict[str, str]] = {name: {} for name in USERS}
+        self.images: dict[str, dict[str, bytes]] = {name: {} for name in USERS}
         self.files: dict[str, dict[str, bytes]] = {name: {} for name in USERS}
         self.entries: dict[str, set[str]] = {name: set() for name in USERS}
         self.prepared: Prepared | None = None
@@ -44,8 +46,13 @@ class World:
             # So that both have rows of every kind, in two buckets, before anything is meddled with.
             for name in USERS:
                 for number in range(3):
-                    memory = store.user(name).remember(f"{name} says {number}", id=f"{number}", session="s0")
+                    image = PNG + f"{name} {number}".encode() if number != 1 else None
+                    memory = store.user(name).remember(
+                        f"{name} says {number}", id=f"{number}", session="s0", image=image
+                    )
                     self.texts[name][memory.id] = memory.text
+                    if image is not None:
+                        self.images[name][memory.id] = image
         with meddler.at_work():
             try:
                 self.store = open_store(self.path)
@@ -86,6 +93,7 @@ class World:
             for name in USERS:
                 found = {turn.id: turn.text for turn in clean.user(name).history(limit=1_000)}
                 assert found == self.texts[name], f"{name} after {step}"
+                assert _images(clean, name, found) == self.images[name], f"the images of {name} after {step}"
                 files = clean.user(name).items(ItemKind.TOOL_FILE).read()
                 assert files == self.files[name], f"the files of {name} after {step}"
                 entries = clean.user(name).items(ItemKind.LEDGER).read().keys()
@@ -99,6 +107,48 @@ class World:
 def _remember(world: World, name: str, **arguments: Any) -> Callable[[], object]:
     memory = world.store.user(name).remember(f"{name} says {arguments}", **arguments)
     return lambda: world.texts[name].__setitem__(memory.id, memory.text)
+
+
+def _images(store: MemoryStore, name: str, ids: Iterable[str]) -> dict[str, bytes]:
+    found = {own_id: store.user(name).image(own_id) for own_id in ids}
+    return {own_id: image for own_id, image in found.items() if image is not None}
+
+
+def remembers_an_image(world: World) -> Any:
+    image = PNG + b"a cat"
+    memory = world.store.user("alice").remember("alice says cat", id="cat", image=image)
+
+    def remembered() -> None:
+        world.texts["alice"][memory.id] = memory.text
+        world.images["alice"][memory.id] = image
+
+    return remembered
+
+
+def replaces_an_image(world: World) -> Any:
+    image = PNG + b"another cat"
+    memory = world.store.user("alice").remember("alice says cat", id="cat", image=image, replace=True)
+
+    def replaced() -> None:
+        world.texts["alice"][memory.id] = memory.text
+        world.images["alice"][memory.id] = image
+
+    return replaced
+
+
+def replaces_by_what_has_no_image(world: World) -> Any:
+    replaced = _remember(world, "bob", id="2", session="s0", replace=True)
+
+    def bare() -> None:
+        replaced()
+        world.images["bob"].pop("2", None)
+
+    return bare
+
+
+def looks_at_images(world: World) -> None:
+    for name in USERS:
+        assert _images(world.store, name, world.texts[name]) == world.images[name]
 
 
 def remembers(world: World) -> Any:
@@ -166,7 +216,7 @@ def recalls_what_somebody_else_wrote(world: World) -> None:
 
 def forgets_by_id(world: World) -> Any:
     assert world.store.user("alice").forget("2") == 1
-    return lambda: world.texts["alice"].pop("2", None)
+    return lambda: [had["alice"].pop("2", None) for had in (world.texts, world.images)]
 
 
 def forgets_by_condition(world: World) -> Any:
@@ -185,6 +235,7 @@ def exports_and_imports(world: World) -> Any:
     with open_store(world.folder / "elsewhere.db") as elsewhere:
         elsewhere.user("alice").import_(file, passphrase=PASSPHRASE)
         world.has("alice", {turn.id: turn.text for turn in elsewhere.user("alice").history(limit=1_000)})
+        assert _images(elsewhere, "alice", world.texts["alice"]) == world.images["alice"]
 
 
 def _change(world: World, name: str, files: dict[str, bytes]) -> Callable[[], object]:
@@ -306,6 +357,7 @@ def erases(world: World) -> Any:
 
     def gone() -> None:
         world.texts["alice"].clear()
+        world.images["alice"].clear()
         world.files["alice"] = {}
         world.entries["alice"] = set()
 
@@ -318,6 +370,7 @@ def begins_anew(world: World) -> Any:
 
 STEPS: list[Callable[[World], Any]] = [
     recalls, lists, gets, remembers, remembers_with_an_id, remembers_it_again, replaces, remembers_many, updates,
+    remembers_an_image, replaces_an_image, replaces_by_what_has_no_image, looks_at_images,
     updates_the_text, recalls, puts_items, puts_items_of_the_same_names, reads_items, changes_and_drops_items,
     drops_items, reads_items, converses, asks, converses_on, is_answered, somebody_else_changes_items, reads_items,
     somebody_else_writes, recalls_what_somebody_else_wrote, lists, forgets_by_id, forgets_by_condition, lists,
