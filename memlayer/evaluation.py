@@ -2,7 +2,8 @@
 
 Every conversation is remembered as a user of its own, in a temporary encrypted store; every question is asked of that
 user, and the turns that come back are compared with the evidence. Beside it stands exact cosine over the very same
-vectors and with the bare question, the order that any memory without a ranking of its own would give.
+vectors and with the bare question, the order that any memory without a ranking of its own would give. Where there are
+several conversations, each is also asked the questions of another one, to which it should answer nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
+from memlayer.calibration import calibration_of
+from memlayer.curves import abstention, reliability
 from memlayer.embedders.resolve import resolve
 from memlayer.embedding import embed_query, embed_texts
 from memlayer.errors import InvalidInputError
-from memlayer.metrics import Scores, average, scores
+from memlayer.evaluation_answers import Answer, comparison, grouped, in_order, missed, once, origin, weakest
+from memlayer.evaluation_report import Abstentions, Calibrations, Comparison, EvaluationReport, Times
+from memlayer.exact_cosine import ExactCosine
+from memlayer.guards import guarded, with_foreign
+from memlayer.kept_embedder import KeptEmbedder
+from memlayer.metrics import scores
+from memlayer.ranking import PARTS, checked_parts, score
+from memlayer.slices import (
+    EVIDENCE_AGES,
+    QUESTION_LENGTHS,
+    evidence_age,
+    prevailing_language,
+    question_length,
+    written_language,
+)
 from memlayer.sources import RawKey
 from memlayer.store import MemoryStore
 
@@ -29,12 +44,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from memlayer.embedders.protocol import Embedder, EmbedderIdentity
+    from memlayer.embedders.protocol import Embedder
     from memlayer.evaluation_file import Conversation, Question
+    from memlayer.guards import Guard
     from memlayer.memory import UserMemory
     from memlayer.ranking import Part
 
-__all__ = ["UNANSWERABLE", "Comparison", "EvaluationReport", "KeptEmbedder", "Times", "evaluate"]
+__all__ = ["UNANSWERABLE", "Comparison", "EvaluationReport", "KeptEmbedder", "Times", "compare", "evaluate"]
 
 DEPTH = 50
 """How many turns each question asks for: the largest k that is reported."""
@@ -45,121 +61,8 @@ misleads, so finding it is no merit. Files that name their categories with words
 
 # As many texts as `embed_texts` gives an embedder at once: fewer would cost speed, more would stop the progress bar.
 _TEXTS_A_STEP = 256
-
-# --- The report ---
-
-
-class _Report(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Comparison(_Report):
-    """Both ways of finding on the same questions, on average.
-
-    Attributes:
-        questions: how many.
-        recall: what `UserMemory.recall` reached.
-        cosine: what exact cosine reached.
-    """
-
-    questions: int
-    recall: Scores
-    cosine: Scores
-
-
-class Times(_Report):
-    """How long it took; percentiles are over all questions.
-
-    Attributes:
-        load_s: until the embedder was ready.
-        embed_s: all turns.
-        remember_s: all turns, with their vectors at hand: sealed, written, synced.
-        open_s: reading all users back into RAM.
-        query_p50_ms, query_p95_ms: embedding one question.
-        recall_p50_ms, recall_p95_ms: one recall of 50, without the embedding of its question.
-    """
-
-    load_s: float
-    embed_s: float
-    remember_s: float
-    open_s: float
-    query_p50_ms: float
-    query_p95_ms: float
-    recall_p50_ms: float
-    recall_p95_ms: float
-
-
-class EvaluationReport(_Report):
-    """What an evaluation found.
-
-    Attributes:
-        turns: how many were remembered.
-        vectors: how many were stored; over `turns` where long turns have several parts.
-        embedded: how many texts were embedded; below `vectors` where some stand in several turns.
-        without_evidence: questions that were not asked, because nothing is known to answer them.
-        skipped: questions that were not asked, because of their category.
-        overall: all questions that were asked.
-        by_category: by category, sorted.
-        by_conversation: by conversation, in the order of the file.
-        times: how long it took.
-    """
-
-    turns: int
-    vectors: int
-    embedded: int
-    without_evidence: int
-    skipped: int
-    overall: Comparison
-    by_category: dict[str, Comparison]
-    by_conversation: dict[str, Comparison]
-    times: Times
-
-
-# --- The run ---
-
-
-class KeptEmbedder:
-    """An embedder that keeps every vector it computed, and computes none twice.
-
-    For looking at what a store was given: the vectors that `remember` seals are these, to the bit.
-
-    Attributes:
-        vectors: by text, or by part of a text where it was split.
-        query_seconds: how long all queries have taken so far.
-    """
-
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self.vectors: dict[str, NDArray[np.float32]] = {}
-        self._queries: dict[str, NDArray[np.float32]] = {}
-        self.query_seconds = 0.0
-
-    @property
-    def identity(self) -> EmbedderIdentity:
-        """The embedder's own."""
-        return self._embedder.identity
-
-    def split(self, text: str) -> list[str]:
-        """As the embedder does; whole where it does not."""
-        split = getattr(self._embedder, "split", None)
-        return [text] if split is None else list(split(text))
-
-    def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """One row a text; only those that were never embedded reach the embedder."""
-        import numpy as np
-
-        new = list(dict.fromkeys(text for text in texts if text not in self.vectors))
-        if new:
-            self.vectors.update(zip(new, np.asarray(self._embedder.embed_documents(new)), strict=True))
-        return np.stack([self.vectors[text] for text in texts])
-
-    def embed_query(self, text: str) -> NDArray[np.float32]:
-        """In the query role; its vector is never stored."""
-        if text not in self._queries:
-            start = time.perf_counter()
-            self._queries[text] = self._embedder.embed_query(text)
-            self.query_seconds += time.perf_counter() - start
-        return self._queries[text]
+# The hits that scores and floors are looked at with: what a recall gives by default.
+_FIRST = 10
 
 
 def evaluate(
@@ -170,7 +73,7 @@ def evaluate(
     without: Collection[Part] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
-    """Remembers the conversations, asks their questions, and scores the answers.
+    """One run: remembers the conversations, asks their questions, and scores the answers.
 
     Args:
         conversations: from `memlayer.evaluation_file.read_conversations`.
@@ -182,119 +85,226 @@ def evaluate(
     Raises:
         InvalidInputError: none of the questions counts.
     """
-    asked = {conversation.id: _asked(conversation, skip_categories) for conversation in conversations}
-    if not any(asked.values()):
-        raise InvalidInputError("none of the questions has evidence and a category that counts")
-    run = _Run(KeptEmbedder(resolve(embedder)), without=without, total=_steps(conversations, asked), progress=progress)
-    with _temporary_store(run.embedder) as store:
-        for conversation in conversations:
-            run.play(conversation, asked[conversation.id], user=store.user(conversation.id))
-    questions = [question for conversation in conversations for question in conversation.questions]
-    answerable = [question for question in questions if question.evidence]
-    return EvaluationReport(
-        turns=sum(len(conversation.turns) for conversation in conversations),
-        vectors=run.stored,
-        embedded=len(run.embedder.vectors),
-        without_evidence=len(questions) - len(answerable),
-        skipped=len(answerable) - len(run.answers),
-        overall=run.comparison(run.answers),
-        by_category=run.grouped(lambda answer: answer.category, sort=True),
-        by_conversation=run.grouped(lambda answer: answer.conversation, sort=False),
-        times=run.times(),
+    [report] = compare(
+        conversations,
+        embedders=[embedder],
+        settings=[without],
+        skip_categories=skip_categories,
+        progress=progress,
     )
+    return report
 
 
-class _Answer(BaseModel):
-    """The scores of one question."""
+def compare(
+    conversations: Sequence[Conversation],
+    *,
+    embedders: Sequence[str | Embedder | None] = (None,),
+    settings: Sequence[Collection[Part]] = ((),),
+    guards: Sequence[Guard] = (),
+    skip_categories: Collection[str] = UNANSWERABLE,
+    show_texts: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[EvaluationReport]:
+    """One run for each embedder and setting, on the conversations as they are and as each guard changes them.
 
-    conversation: str
-    category: str
-    recall: Scores
-    cosine: Scores
+    Each text is embedded once for each embedder, whatever the settings.
+
+    Args:
+        conversations, skip_categories, progress: as for `evaluate`.
+        embedders: each as `MemoryStore.open` takes it.
+        settings: for each the parts of the score that are switched off.
+        guards: see `memlayer.guards`.
+        show_texts: put the texts of missed questions into the reports.
+
+    Returns:
+        The reports: first all on the conversations as they are, then guard by guard; among those embedder by embedder,
+        and among those setting by setting.
+
+    Raises:
+        InvalidInputError: none of the questions counts.
+    """
+    off = [checked_parts(without) for without in settings]
+    asked = {conversation.id: _asked(conversation, skip_categories) for conversation in conversations}
+    kinds = [_Kind(None, with_foreign(conversations, asked=asked), skip_categories)]
+    if not kinds[0].asked:
+        raise InvalidInputError("none of the questions has evidence and a category that counts")
+    kinds += [_Kind(guard, guarded(kinds[0].conversations, guard), skip_categories) for guard in guards]
+    resolved = [resolve(embedder) for embedder in embedders]
+    advance = _Progress(sum(kind.steps(len(off)) for kind in kinds) * len(resolved), progress)
+    reports = []
+    for kind in kinds:
+        for embedder in resolved:
+            run = _Run(kind, KeptEmbedder(embedder), settings=off, advance=advance)
+            run.play()
+            reports += [run.report(number, show_texts=show_texts) for number in range(len(off))]
+    return reports
+
+
+class _Kind:
+    """The conversations as they are, or as a guard changes them."""
+
+    def __init__(self, guard: Guard | None, conversations: Sequence[Conversation], skip: Collection[str]) -> None:
+        self.guard = guard
+        self.conversations = conversations
+        self._skip = skip
+
+    @property
+    def asked(self) -> list[Question]:
+        """All questions that count."""
+        return [question for conversation in self.conversations for question in self.asked_of(conversation)]
+
+    def asked_of(self, conversation: Conversation) -> list[Question]:
+        """Those of one conversation."""
+        return _asked(conversation, self._skip)
+
+    def steps(self, settings: int) -> int:
+        """How many turns are embedded and questions asked."""
+        turns = sum(len(conversation.turns) for conversation in self.conversations)
+        foreign = sum(len(conversation.foreign) for conversation in self.conversations)
+        return turns + settings * (len(self.asked) + foreign)
+
+
+class _Progress:
+    """Counts what is done."""
+
+    def __init__(self, total: int, told: Callable[[int, int], None] | None) -> None:
+        self._done, self._total, self._told = 0, total, told
+
+    def __call__(self, steps: int) -> None:
+        self._done += steps
+        if self._told is not None:
+            self._told(self._done, self._total)
 
 
 class _Run:
-    """One evaluation under way. A class because scores and times gather over all conversations."""
+    """One embedder on one kind of conversations, with every setting. A class because scores and times gather over all
+    conversations."""
 
     def __init__(
-        self,
-        embedder: KeptEmbedder,
-        *,
-        without: Collection[Part],
-        total: int,
-        progress: Callable[[int, int], None] | None,
+        self, kind: _Kind, embedder: KeptEmbedder, *, settings: Sequence[frozenset[str]], advance: _Progress
     ) -> None:
-        self.embedder = embedder
-        self._without = without
-        self._now: datetime | None = None
-        self.answers: list[_Answer] = []
-        self.stored = 0
+        self._kind = kind
+        self._embedder = embedder
+        self._settings: list[list[Part]] = [[part for part in PARTS if part in without] for without in settings]
+        self._answers: list[list[Answer]] = [[] for _ in settings]
+        # The scores of the best hits to foreign questions, and the cosines.
+        self._strange: list[list[float]] = [[] for _ in settings]
+        self._strange_cosines: list[float] = []
+        self._stored = 0
         self._clock = _Clock()
-        self._done, self._total, self._progress = 0, total, progress
-        with self._clock.measure("load"):
-            embed_query(embedder, "anything")  # Nothing is kept of it but a loaded model.
+        self._advance = advance
 
-    def play(self, conversation: Conversation, questions: Sequence[Question], *, user: UserMemory) -> None:
-        """Remembers one conversation and asks its questions."""
+    def play(self) -> None:
+        """Remembers all conversations and asks their questions."""
+        with self._clock.measure("load"):
+            embed_query(self._embedder, "anything")  # Nothing is kept of it but a loaded model.
+        with _temporary_store(self._embedder) as store:
+            for conversation in self._kind.conversations:
+                self._play(conversation, user=store.user(conversation.id))
+
+    def _play(self, conversation: Conversation, *, user: UserMemory) -> None:
         vectors = self._embed([turn.text for turn in conversation.turns])
-        # Questions are asked when the last turn has been said.
-        self._now = max((turn.at for turn in conversation.turns if turn.at is not None), default=None)
-        self.stored += sum(map(len, vectors))
+        self._stored += sum(map(len, vectors))
         with self._clock.measure("remember"):
             user.remember_many(conversation.turns)  # Finds every vector in the embedder, parts included.
         with self._clock.measure("open"):
             user.count()
-        exact = _ExactCosine([turn.id or "" for turn in conversation.turns], vectors)
-        for question in questions:
-            self.answers.append(self._ask(question, user=user, exact=exact, conversation=conversation.id))
-            self._advance(1)
+        exact = ExactCosine([turn.id or "" for turn in conversation.turns], vectors)
+        # Questions are asked when the last turn has been said.
+        now = max((turn.at for turn in conversation.turns if turn.at is not None), default=None)
+        self._ask_all(conversation, user=user, exact=exact, now=now)
+        self._ask_foreign(conversation, user=user, exact=exact, now=now)
 
     def _embed(self, texts: list[str]) -> list[NDArray[np.float32]]:
         vectors = []
         for start in range(0, len(texts), _TEXTS_A_STEP):
             step = texts[start : start + _TEXTS_A_STEP]
             with self._clock.measure("embed"):
-                vectors += embed_texts(self.embedder, step)
+                vectors += embed_texts(self._embedder, step)
             self._advance(len(step))
         return vectors
 
-    def _ask(self, question: Question, *, user: UserMemory, exact: _ExactCosine, conversation: str) -> _Answer:
-        with self._clock.measure("query"):
-            vector = embed_query(self.embedder, question.text)
-        before = self.embedder.query_seconds
-        with self._clock.measure("recall", less=lambda: self.embedder.query_seconds - before):
-            hits = user.recall(question.text, k=DEPTH, min_score=0, now=self._now, without=self._without)
-        return _Answer(
-            conversation=conversation,
-            category=question.category,
-            recall=scores([hit.id for hit in hits], question.evidence),
-            cosine=scores(exact.nearest(vector), question.evidence),
+    def _ask_all(
+        self, conversation: Conversation, *, user: UserMemory, exact: ExactCosine, now: datetime | None
+    ) -> None:
+        questions = self._kind.asked_of(conversation)
+        said = {origin(turn.id or "", conversation.origins): turn.at for turn in conversation.turns}
+        prevailing = prevailing_language(question.text for question in questions)
+        for question in questions:
+            with self._clock.measure("query"):
+                vector = embed_query(self._embedder, question.text)
+            nearest = once(exact.nearest(vector, k=DEPTH), conversation.origins)
+            for number, without in enumerate(self._settings):
+                before = self._embedder.query_seconds
+                with self._clock.measure(f"recall {number}", less=lambda: self._embedder.query_seconds - before):  # noqa: B023
+                    hits = user.recall(question.text, k=DEPTH, min_score=0, now=now, without=without)
+                found = once([(hit.id, hit.score) for hit in hits], conversation.origins)
+                self._answers[number].append(
+                    Answer(
+                        conversation=conversation,
+                        question=question,
+                        length=question_length(question.text),
+                        age=evidence_age([said[turn] for turn in question.evidence], end=now),
+                        language=written_language(question.text, prevailing=prevailing),
+                        recall=scores([id_ for id_, _ in found], question.evidence),
+                        cosine=scores([id_ for id_, _ in nearest], question.evidence),
+                        hits=[(fit, id_ in question.evidence) for id_, fit in found[:_FIRST]],
+                        cosines=[(score(fit), id_ in question.evidence) for id_, fit in nearest[:_FIRST]],
+                        found=[id_ for id_, _ in found[:_FIRST]],
+                    )
+                )
+            self._advance(len(self._settings))
+
+    def _ask_foreign(
+        self, conversation: Conversation, *, user: UserMemory, exact: ExactCosine, now: datetime | None
+    ) -> None:
+        for text in conversation.foreign:
+            self._strange_cosines.append(score(exact.nearest(embed_query(self._embedder, text), k=1)[0][1]))
+            for number, without in enumerate(self._settings):
+                hits = user.recall(text, k=1, min_score=0, now=now, without=without)
+                self._strange[number].append(hits[0].score if hits else 0.0)
+            self._advance(len(self._settings))
+
+    def report(self, number: int, *, show_texts: bool) -> EvaluationReport:
+        """What one of the settings found."""
+        answers, conversations = self._answers[number], self._kind.conversations
+        questions = [question for conversation in conversations for question in conversation.questions]
+        answerable = [question for question in questions if question.evidence]
+        identity = self._embedder.identity
+        return EvaluationReport(
+            embedder=identity.model,
+            dimensions=identity.dimensions,
+            without=self._settings[number],
+            guard=self._kind.guard,
+            turns=sum(len(conversation.turns) for conversation in conversations),
+            vectors=self._stored,
+            embedded=len(self._embedder.vectors),
+            without_evidence=len(questions) - len(answerable),
+            skipped=len(answerable) - len(answers),
+            overall=comparison(answers),
+            by_category=grouped(answers, lambda answer: answer.question.category, order=sorted),
+            by_conversation=grouped(answers, lambda answer: answer.conversation.id, order=list),
+            by_question_length=grouped(answers, lambda answer: answer.length, order=in_order(QUESTION_LENGTHS)),
+            by_evidence_age=grouped(answers, lambda answer: answer.age, order=in_order(EVIDENCE_AGES)),
+            by_language=grouped(answers, lambda answer: answer.language, order=sorted),
+            calibration=Calibrations(
+                recall=reliability([hit for answer in answers for hit in answer.hits]),
+                cosine=reliability([hit for answer in answers for hit in answer.cosines]),
+            ),
+            abstention=Abstentions(
+                recall=abstention(
+                    [weakest(answer.hits) for answer in answers],
+                    self._strange[number],
+                    default=calibration_of(identity).floor,
+                ),
+                cosine=abstention([weakest(answer.cosines) for answer in answers], self._strange_cosines, default=None),
+            ),
+            missed=missed(answers, show_texts=show_texts),
+            times=self._times(number),
         )
 
-    def _advance(self, steps: int) -> None:
-        self._done += steps
-        if self._progress is not None:
-            self._progress(self._done, self._total)
-
-    def comparison(self, answers: Sequence[_Answer]) -> Comparison:
-        """The averages over some of the answers."""
-        return Comparison(
-            questions=len(answers),
-            recall=average([answer.recall for answer in answers]),
-            cosine=average([answer.cosine for answer in answers]),
-        )
-
-    def grouped(self, key: Callable[[_Answer], str], *, sort: bool) -> dict[str, Comparison]:
-        """The averages by what `key` says of an answer."""
-        groups: dict[str, list[_Answer]] = {}
-        for answer in self.answers:
-            groups.setdefault(key(answer), []).append(answer)
-        names = sorted(groups) if sort else list(groups)
-        return {name: self.comparison(groups[name]) for name in names}
-
-    def times(self) -> Times:
-        """What the clock says."""
-        clock = self._clock
+    def _times(self, number: int) -> Times:
+        clock, recall = self._clock, f"recall {number}"
         return Times(
             load_s=clock.total("load"),
             embed_s=clock.total("embed"),
@@ -302,30 +312,9 @@ class _Run:
             open_s=clock.total("open"),
             query_p50_ms=clock.percentile("query", 50) * 1000,
             query_p95_ms=clock.percentile("query", 95) * 1000,
-            recall_p50_ms=clock.percentile("recall", 50) * 1000,
-            recall_p95_ms=clock.percentile("recall", 95) * 1000,
+            recall_p50_ms=clock.percentile(recall, 50) * 1000,
+            recall_p95_ms=clock.percentile(recall, 95) * 1000,
         )
-
-
-class _ExactCosine:
-    """The baseline: all turns by the cosine of their best part, of equal ones the earlier first."""
-
-    def __init__(self, ids: Sequence[str], vectors: Sequence[NDArray[np.float32]]) -> None:
-        import numpy as np
-
-        self._ids = ids
-        self._matrix = np.concatenate(vectors).astype(np.float64)
-        parts = np.array([len(own) for own in vectors])
-        self._firsts = np.cumsum(parts) - parts
-
-    def nearest(self, query: NDArray[np.float32]) -> list[str]:
-        """The ids of the `DEPTH` best, best first."""
-        import numpy as np
-
-        # Not a matrix product: a sum along the row depends on the row alone, so equal vectors tie exactly.
-        cosines = (self._matrix * query).sum(axis=1)
-        best = np.maximum.reduceat(cosines, self._firsts)
-        return [self._ids[turn] for turn in np.argsort(-best, kind="stable")[:DEPTH]]
 
 
 class _Clock:
@@ -338,10 +327,7 @@ class _Clock:
     def measure(self, name: str, *, less: Callable[[], float] = float) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.note(name, time.perf_counter() - start - less())
-
-    def note(self, name: str, seconds: float) -> None:
-        self._measured.setdefault(name, []).append(seconds)
+        self._measured.setdefault(name, []).append(time.perf_counter() - start - less())
 
     def total(self, name: str) -> float:
         return sum(self._measured.get(name, []))
@@ -366,13 +352,5 @@ def _temporary_store(embedder: Embedder) -> Iterator[MemoryStore]:
             forget_path(state_folder(), path)
 
 
-def _asked(conversation: Conversation, skip_categories: Collection[str]) -> list[Question]:
-    return [
-        question
-        for question in conversation.questions
-        if question.evidence and question.category not in skip_categories
-    ]
-
-
-def _steps(conversations: Sequence[Conversation], asked: dict[str, list[Question]]) -> int:
-    return sum(len(conversation.turns) + len(asked[conversation.id]) for conversation in conversations)
+def _asked(conversation: Conversation, skip: Collection[str]) -> list[Question]:
+    return [question for question in conversation.questions if question.evidence and question.category not in skip]

@@ -5,16 +5,17 @@
      "category": 4, "evidence": ["t1"]}]}
 
 A time is ISO 8601 or the form above, UTC where it names no zone, or null. `session`, `time`, `speaker`, `caption` and
-`category` may be missing; further keys are passed over. What does not fit is an error that names the line.
+`category` may be missing; further keys are passed over. What does not fit is an error that names the line. A speaker
+called "assistant", "system" or "tool" has that role, everybody else the user's.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,10 +23,13 @@ from memlayer.errors import InvalidInputError
 from memlayer.records import Turn, valid_name, valid_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from memlayer.records import Role
 
 __all__ = ["Conversation", "Question", "read_conversations"]
 
+_ROLES: Final[Mapping[str, Role]] = {"assistant": "assistant", "system": "system", "tool": "tool"}
 _SPOKEN_TIME = "%I:%M %p on %d %B, %Y"
 
 
@@ -55,11 +59,15 @@ class Conversation:
         turns: as they are remembered: `"{speaker}: {text}"`, an image's caption behind it in brackets, under the
             file's own ids.
         questions: in the order of the file.
+        foreign: questions that nothing in it answers; see `memlayer.guards`.
+        origins: for a turn that was cut from another one, the id of that one, which is what evidence names.
     """
 
     id: str
     turns: tuple[Turn, ...]
     questions: tuple[Question, ...]
+    foreign: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Read(BaseModel):
@@ -146,7 +154,8 @@ def _turn(read: _ReadTurn) -> Turn:
     said = f"{read.speaker}: {read.text}" if read.speaker else read.text
     text = f"{said} [{read.caption}]" if read.caption else said
     at = None if read.time is None else _time(read.time)
-    return Turn(text=text, session=read.session or None, speaker=read.speaker or None, at=at, id=read.id)
+    role = _ROLES.get((read.speaker or "").casefold(), "user")
+    return Turn(text=text, role=role, session=read.session or None, speaker=read.speaker or None, at=at, id=read.id)
 
 
 def _question(read: _ReadQuestion, ids: set[str]) -> Question:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 KEY = bytes(range(1, 33))
 COMMANDS = ["init", "demo", "remember", "recall", "history", "forget", "erase", "export", "import"]
-COMMANDS += ["info", "verify", "eval", "distil-embedder", "reembed"]
+COMMANDS += ["info", "verify", "eval", "distil-embedder", "reembed", "distil"]
 DATA = Path(__file__).parent / "data" / "conversations.jsonl"
 MARKUP = "[red]bold[/red] [link=file:///etc]x[/link] :smile:"
 HOSTILE = f"evil \x1b]0;title\x07 \x9b31m {MARKUP} \u202ertl\u2066 \r\n\x08new\x7f\u2028"
@@ -661,7 +661,7 @@ def test_eval_prints_a_table(run):
     """The table has each metric for recall and for cosine, overall, by category and by conversation, and times."""
     result = run("eval", DATA)
     assert result.stdout.split()[:4] == ["asked", "by", "R@5", "R@10"]
-    assert result.stdout.count(" cosine ") == 1 + 4 + 2
+    assert result.stdout.count(" cosine ") == 1 + 4 + 2 + 2 + 2 + 2
     assert (
         "9 turns, 10 vectors; 6 questions asked, 1 of category 5 and 1 without evidence were not asked."
         in result.stdout

@@ -207,7 +207,7 @@ def test_category_5_counts_when_asked_for(conversations):
 
 def test_nothing_is_embedded_twice(report, counted):
     """Every part of every turn is embedded once, though it serves recall and cosine alike; and every question, but for
-    those that name a speaker: recall asks them in the speaker's words."""
+    those that name a speaker: recall asks them in the speaker's words. Foreign questions are questions again."""
     assert report.turns == 9
     assert report.vectors > report.turns
     documents = counted.texts - counted.query_calls
@@ -221,8 +221,8 @@ def test_a_long_turn_is_found_by_its_best_part(report):
 
 
 def test_progress_runs_to_its_end(report, steps):
-    """Progress rises to the number of turns and questions."""
-    assert steps[-1] == (15, 15)
+    """Progress rises to the number of turns, questions and foreign questions."""
+    assert steps[-1] == (21, 21)
     assert steps == sorted(steps)
 
 
