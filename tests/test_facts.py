@@ -19,8 +19,6 @@ from memlayer.testing import HashingEmbedder
 from tests.distilling import Scribe, turns
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from memlayer.memory import UserMemory
 
 KEY = RawKey(bytes(range(32)))
@@ -56,7 +54,13 @@ def test_a_fact_is_a_memory_with_its_sources(alice):
     assert fact.text == "Alice is allergic to peanuts"
     assert fact.sources == (first.id, "mine")
     assert fact.superseded_by is None
-    assert (fact.at, fact.role, fact.source, fact.session, fact.expires) == (second.at, "system", "assistant", None, None)
+    assert (fact.at, fact.role, fact.source, fact.session, fact.expires) == (
+        second.at,
+        "system",
+        "assistant",
+        None,
+        None,
+    )
     assert alice.get(fact.id).text == fact.text
     assert fact.id in {hit.id for hit in alice.recall("Alice is allergic to peanuts", k=3, min_score=0)}
     assert (len(alice), alice.facts()) == (3, [fact])

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from memlayer.cli import chat, demo, distil_embedder, evaluate, exports, mcp, memories, reembed, stores
+from memlayer.cli import chat, demo, distil, distil_embedder, doctor, evaluate, exports, mcp, memories, reembed, stores
 from memlayer.cli.output import EXIT_CODES, exit_code, print_error, told
 from memlayer.errors import MemlayerError
 
@@ -98,8 +98,10 @@ for _name, _command in (
     ("info", stores.info),
     ("verify", stores.verify),
     ("eval", evaluate.evaluate),
+    ("doctor", doctor.doctor),
     ("distil-embedder", distil_embedder.distil_embedder),
     ("reembed", reembed.reembed),
+    ("distil", distil.distil),
     ("chat", chat.chat),
     ("mcp", mcp.mcp),
 ):

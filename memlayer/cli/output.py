@@ -20,6 +20,7 @@ from rich.text import Text
 
 from memlayer.errors import (
     ConflictError,
+    DistilError,
     EmbedderError,
     EmbedderMismatchError,
     ExportDamagedError,
@@ -66,7 +67,7 @@ EXIT_CODES: tuple[tuple[int, tuple[type[MemlayerError], ...], str], ...] = (
     ),
     (7, (NotFoundError, StoreMissingError), "there is no such store, memory or folder"),
     (5, (StorageError, RecallTimeoutError), "the store is busy, full or read-only, or takes too long"),
-    (6, (EmbedderError, MissingExtraError), "the embedder failed, is another one, or an extra is missing"),
+    (6, (EmbedderError, DistilError, MissingExtraError), "a model failed, is another one, or an extra is missing"),
     (8, (ConflictError,), "the id is taken by other content"),
 )
 """Exit codes by kind of error; the first that fits counts. Beside them: 0 done (which includes that nothing was found),
