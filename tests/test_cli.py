@@ -778,6 +778,7 @@ EXPECTED = {
     "StorageFullError": 5,
     "ReadOnlyStoreError": 5,
     "StoreClosedError": 5,
+    "DistilError": 6,
     "EmbedderError": 6,
     "EmbedderMismatchError": 6,
     "WeightsUnavailableError": 6,
