@@ -5,13 +5,12 @@ Turns are named by their row, a small integer; a row of a forgotten one is nobod
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from memlayer.dates import named_window
+from memlayer.kinds import kind_of
 from memlayer.lexical import LexicalIndex
 from memlayer.ranking import LEXICAL_NEIGHBOURS, VECTOR_NEIGHBOURS, neighbour_weights, shortness
 from memlayer.records import to_microseconds
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Columns"]
 
-# `kind` is a hash of what a text says, whatever its case, spaces and punctuation; `since` and `until` are of the time
+# `kind` is what texts share that say the same, see `memlayer.kinds`; `since` and `until` are of the time
 # that it names, in microseconds.
 _COLUMNS: Final = {
     "there": np.bool_, "width": np.int32, "speaker": np.int32, "session": np.int32, "assistant": np.bool_,
@@ -38,7 +37,6 @@ _COLUMNS: Final = {
 _DISTANCES: Final = sorted(
     {sign * distance for distance in (*VECTOR_NEIGHBOURS, *LEXICAL_NEIGHBOURS) for sign in (-1, 1)}
 )
-_PUNCTUATION = re.compile(r"[\W_]+")
 # People tell of a thing for some days after it happened, in microseconds.
 _TOLD_LATER = 7 * 24 * 3600 * 1_000_000
 
@@ -93,7 +91,7 @@ class Columns:
             "at": at,
             "since": at if named is None else to_microseconds(named.since),
             "until": at if named is None else to_microseconds(named.until),
-            "kind": _kind(memory.text),
+            "kind": kind_of(memory.text),
         }
         for name, value in values.items():
             self._arrays[name][row] = value
@@ -164,8 +162,3 @@ class _Numbers:
             self.names[name][1] -= 1
             if not self.names[name][1]:
                 del self.names[name]
-
-
-def _kind(text: str) -> int:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return hash(_PUNCTUATION.sub("", folded) or folded)

@@ -6,7 +6,6 @@ time: a question's from now, a turn's from when it was said.
 
 from __future__ import annotations
 
-import calendar
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -21,11 +20,15 @@ class Window(NamedTuple):
     until: datetime
 
 
+# Not `calendar`'s: those are in the language of the process's locale.
+_NAMES = (
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december",
+)  # fmt: skip
 _MONTHS: Final = {
-    name.lower(): number
-    for names in (calendar.month_name, calendar.month_abbr)
-    for number, name in enumerate(names)
-    if name
+    **{name: number for number, name in enumerate(_NAMES, 1)},
+    **{name[:3]: number for number, name in enumerate(_NAMES, 1)},
+    "sept": 9,
 }
 _MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
 _YEAR = r"(?:19|20)\d\d"
@@ -41,7 +44,9 @@ _RELATIVE = re.compile(
     r"\b(?:yesterday|last night|today|this morning|tonight|(?:last|this) (?:week|month|weekend)|"
     r"last (?:monday|tuesday|wednesday|thursday|friday|saturday|sunday))\b"
 )
-_WEEKDAYS: Final = {name.lower(): number for number, name in enumerate(calendar.day_name)}
+_WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+# From a 29th of February it is up to so many years to the one before.
+_LEAP = 8
 _DAY = timedelta(days=1)
 # A date is near the beginning or nowhere; of a long text no more is read.
 _CHARACTERS = 2_000
@@ -55,8 +60,8 @@ def named_window(text: str, *, now: datetime) -> Window | None:
         now: what it is counted from, aware. A date without a year is the latest one that is not after it.
     """
     text = text[:_CHARACTERS].lower()
-    now = now.astimezone(UTC)
     try:
+        now = now.astimezone(UTC)
         return _date(text, now) or _month(text) or _relative(text, now) or _ago(text, now)
     except (ValueError, OverflowError):
         return None  # the 31st of February, or before the year 1
@@ -71,10 +76,25 @@ def _date(text: str, now: datetime) -> Window | None:
         day, month, year = int(found[3]), int(found[2]), found[1]
     else:
         return None
-    since = datetime(int(year or now.year), month, day, tzinfo=UTC)
-    if not year and since > now:
-        since = since.replace(year=since.year - 1)
+    if year:
+        since = datetime(int(year), month, day, tzinfo=UTC)
+    else:
+        since = _latest(month, day, now)
     return Window(since, since + _DAY)
+
+
+def _latest(month: int, day: int, now: datetime) -> datetime:
+    """The last such day that is not after now."""
+    for year in range(now.year, max(now.year - _LEAP, 1) - 1, -1):
+        try:
+            since = datetime(year, month, day, tzinfo=UTC)
+        except ValueError:
+            if (month, day) != (2, 29):
+                raise
+            continue
+        if since <= now:
+            return since
+    raise ValueError("no such day")
 
 
 def _month(text: str) -> Window | None:
@@ -103,8 +123,8 @@ def _relative(text: str, now: datetime) -> Window | None:
         "last month": Window((first - _DAY).replace(day=1), first),
         "this month": Window(first, today + _DAY),
     }
-    weekday = _WEEKDAYS.get(word.removeprefix("last "))
-    if weekday is not None:
+    if (name := word.removeprefix("last ")) in _WEEKDAYS:
+        weekday = _WEEKDAYS.index(name)
         day = today - ((today.weekday() - weekday - 1) % 7 + 1) * _DAY
         return Window(day, day + _DAY)
     return windows.get(word, Window(today, today + _DAY))

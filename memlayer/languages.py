@@ -10,16 +10,30 @@ that Snowball's stemmers cover.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from typing import Final
 
-__all__ = ["LANGUAGES", "SMALL_WORDS", "UNSPACED", "language_of"]
+__all__ = ["LANGUAGES", "MARKS", "SMALL_WORDS", "UNSPACED", "language_of"]
 
 # Scripts that are written without spaces between words: Kana, Han, Hangul (spaced, but agglutinating: its words end in
 # particles, and character pairs find what whole words do not), Thai, Lao, Khmer, Burmese.
 UNSPACED: Final = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1100-\u11ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+
+# What is written above, below and beside a letter and belongs to its word: accents, and the vowels of Arabic,
+# Hebrew and the scripts of India. To `re` they are no letters, and a word would end at each.
+MARKS: Final = (
+    "\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670"
+    "\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u0711\u0730-\u074a\u07a6-\u07b0\u07eb-\u07f3\u0816-\u0819"
+    "\u081b-\u0823\u0825-\u0827\u0829-\u082d\u0859-\u085b\u08ca-\u08e1\u08e3-\u0903\u093a-\u093c\u093e-\u094f"
+    "\u0951-\u0957\u0962\u0963\u0981-\u0983\u09bc\u09be-\u09cd\u09d7\u09e2\u09e3\u09fe-\u0a03\u0a3c-\u0a51\u0a70\u0a71"
+    "\u0a75\u0a81-\u0a83\u0abc\u0abe-\u0acd\u0ae2\u0ae3\u0afa-\u0b03\u0b3c\u0b3e-\u0b57\u0b62\u0b63\u0b82\u0bbe-\u0bcd"
+    "\u0bd7\u0c00-\u0c04\u0c3c\u0c3e-\u0c56\u0c62\u0c63\u0c81-\u0c83\u0cbc\u0cbe-\u0cd6\u0ce2\u0ce3\u0d00-\u0d03"
+    "\u0d3b\u0d3c\u0d3e-\u0d4d\u0d57\u0d62\u0d63\u0d81-\u0d83\u0dca-\u0ddf\u0df2\u0df3\u0f18-\u0f19\u0f35\u0f37\u0f39"
+    "\u0f3e\u0f3f\u0f71-\u0f84\u0f86\u0f87\u0f8d-\u0fbc\u0fc6\u135d-\u135f\u1ab0-\u1ace\u1dc0-\u1dff"
 )
 
 _ENGLISH = """
@@ -47,7 +61,7 @@ _WORDS: Final = {
     "en con por para sin sobre como más muy también ya este esta esto ese esa",
     "italian": "il lo la i gli le un una uno e o ma io tu lui lei noi voi loro mi ti si ci vi mio mia miei tuo tua suo "
     "sua è sono sei era ho hai ha abbiamo hanno non che chi cosa dove quando come di del della dei delle a al alla in "
-    "nel nella con per da dal su più molto anche questo questa quello perché",
+    "dell nell sull dall nel nella con per da dal su più molto anche questo questa quello perché",
     "portuguese": "o a os as um uma e ou mas eu tu você ele ela nós eles me te se lhe meu minha meus teu seu sua é são "
     "sou era foi está estão estou tem tenho não que quem qual quando onde como de do da dos das em no na nos nas com "
     "por para sem sobre mais muito também já este esta isso isto ao à",
@@ -146,7 +160,8 @@ _SCRIPTS: Final = (
 _NOT_RUSSIAN = re.compile("[іїєґўѓќѕәғқңөұүһ]")
 _CYRILLIC_SERBIAN = re.compile("[ђјљњћџ]")
 
-_WORD = re.compile(r"[^\W\d_]++(?:['’][^\W\d_]++)*+")
+_LETTER = f"(?:[^\\W\\d_][{MARKS}]*+)++"
+_WORD = re.compile(f"{_LETTER}(?:'{_LETTER})*+")
 _LATIN_LETTER = re.compile("[a-z\u00df-\u024f]")
 _LATIN: Final = frozenset(LANGUAGES) - {language for _, language in _SCRIPTS} - {"persian", "nepali", "yiddish"}
 # Of a long text the beginning says enough.
@@ -161,7 +176,7 @@ def language_of(text: str, *, prevailing: str | None = None) -> str | None:
         prevailing: what the texts around it are in; taken where this one does not say, or not clearly.
     """
     # Not cached: a forgotten text would stay in the cache.
-    shown = text[:_CHARACTERS].lower().replace("’", "'")
+    shown = unicodedata.normalize("NFC", text[:_CHARACTERS]).lower().replace("’", "'")
     found: Counter[str] = Counter()
     for word in _WORD.findall(shown.casefold()):
         found.update(_LANGUAGES_WITH.get(word) or [

@@ -1,6 +1,7 @@
 """The words of a text, as the lexical leg compares them: folded, stemmed, without those that say nothing.
 
-- Case, width and compatibility forms are folded (NFKC, casefold); "don't" stays one word, and a possessive goes.
+- Case, width and compatibility forms are folded (NFKC, casefold); "don't" stays one word. A possessive goes, and an
+  article or a suffix that an apostrophe ties to a word ("l'école", "İzmir'de").
 - A word is stemmed in the language of its text. A number is a word. What is joined by hyphens, dots, slashes, colons or
   at-signs and has a digit or two joints in it ("HV-67965", "10.0.0.7", "a@b.org") is a word as a whole too.
 - Scripts without spaces between words are cut into single characters and pairs: two characters that stand side by side
@@ -16,7 +17,7 @@ import unicodedata
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from memlayer.languages import SMALL_WORDS, UNSPACED, language_of
+from memlayer.languages import MARKS, SMALL_WORDS, UNSPACED, language_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["QueryWord", "document_words", "is_unspaced", "query_words", "width"]
 
 # Possessive, and begun at a word's beginning only: a text of one endless word costs its length, not its square.
-_LETTERS = f"[^\\W_{UNSPACED}]"
-_TOKEN = re.compile(f"[{UNSPACED}]++|{_LETTERS}++(?:['’]{_LETTERS}++)*+")
-_JOINED = re.compile(f"(?<!{_LETTERS}){_LETTERS}++(?:[-./:@_]{_LETTERS}++)++")
+_LETTER = f"[^\\W_{UNSPACED}]"
+_LETTERS = f"(?:{_LETTER}[{MARKS}]*+)++"
+_TOKEN = re.compile(f"[{UNSPACED}]++|{_LETTERS}(?:'{_LETTERS})*+")
+_JOINED = re.compile(f"(?<![{MARKS}])(?<!{_LETTER}){_LETTERS}(?:[-./:@_]{_LETTERS})++")
+# The same for ASCII, at half the cost.
+_ASCII_TOKEN = re.compile("[a-z0-9]++(?:'[a-z0-9]++)*+")
+_ASCII_JOINED = re.compile("(?<![a-z0-9])[a-z0-9]++(?:[-./:@_][a-z0-9]++)++")
+_JOINT = re.compile("[-./:@_]")
+_DIGIT = re.compile(r"\d")
+# Hyphens for a line's end, joiners, marks of byte order: nobody sees them, and some copy them along.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _WORDY = re.compile(r"\w")
 # Single characters that are grammar: Chinese pronouns, particles and verbs of being; Japanese particles.
@@ -37,6 +46,9 @@ _SMALL_CHARACTERS: Final = frozenset(
 _SINGLE: Final = 0.4
 # As long as any word; longer runs (a key, a digest) are compared whole, and not stemmed.
 _LONGEST = 64
+
+# In these an apostrophe ends an article or a pronoun, and the word comes behind it; in Turkish it begins a suffix.
+_ELIDING: Final = frozenset({"french", "italian", "catalan"})
 
 _local = threading.local()
 
@@ -62,12 +74,11 @@ def document_words(text: str, *, prevailing: str | None) -> tuple[list[str], str
     """
     language = language_of(text, prevailing=prevailing)
     stem = _stemmer(language)
-    small = SMALL_WORDS.get(language or "", frozenset())
     words = []
     for token in _tokens(text):
         if _UNSPACED.match(token):
             words += _grams(token)
-        elif token not in small:
+        elif not _is_small(token, language):
             words.append(stem(token))
     return words, language
 
@@ -80,15 +91,23 @@ def query_words(text: str, *, languages: Collection[str]) -> list[QueryWord]:
         languages: those of the texts that are searched: a name in a German question stands in English turns too.
     """
     own = language_of(text, prevailing=next(iter(languages), None))
-    stems = [_stemmer(language) for language in {own, *languages}]
-    small = SMALL_WORDS.get(own or "", frozenset())
-    found: Counter[tuple[str, ...]] = Counter()
+    stem = _stemmer(own)
+    others = [_stemmer(language) for language in languages if language != own]
+    # By the word in the question's own language: its forms in the others.
+    forms: dict[str, set[str]] = {}
+    times: Counter[str] = Counter()
     for token in _tokens(text):
         if _UNSPACED.match(token):
-            found.update((gram,) for gram in _grams(token))
-        elif token not in small:
-            found[tuple(sorted({stem(token) for stem in stems}))] += 1
-    return [QueryWord(forms, times**0.5 * (_SINGLE if _is_single(forms) else 1)) for forms, times in found.items()]
+            times.update(_grams(token))
+        elif not _is_small(token, own):
+            word = stem(token)
+            times[word] += 1
+            if others:
+                forms.setdefault(word, set()).update(other(token) for other in others)
+    return [
+        QueryWord((word, *sorted(forms.get(word, set()) - {word})), count**0.5 * (_SINGLE if _is_single(word) else 1))
+        for word, count in times.items()
+    ]
 
 
 def is_unspaced(text: str) -> bool:
@@ -102,12 +121,32 @@ def width(text: str) -> int:
 
 
 def _tokens(text: str) -> Iterator[str]:
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    for token in _TOKEN.findall(folded):
+    if text.isascii():
+        folded, words, joined = text.lower(), _ASCII_TOKEN, _ASCII_JOINED
+    else:
+        folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
+        # The Turkish capital with a dot is folded to two characters.
+        folded, words, joined = folded.replace("’", "'").replace("i\u0307", "i"), _TOKEN, _JOINED
+    for token in words.findall(folded):
         yield token.removesuffix("'s") or token
-    for joined in _JOINED.findall(folded):
-        if any(character.isdigit() for character in joined) or len(re.findall(r"[-./:@_]", joined)) > 1:
-            yield joined
+    for code in joined.findall(folded):
+        if _DIGIT.search(code) or len(_JOINT.findall(code)) > 1:
+            yield code
+
+
+def _bare(token: str, language: str | None) -> str:
+    """The word without what an apostrophe ties to it."""
+    if "'" in token:
+        if language in _ELIDING:
+            return token.rpartition("'")[2]
+        if language == "turkish":
+            return token.partition("'")[0]
+    return token
+
+
+def _is_small(token: str, language: str | None) -> bool:
+    small = SMALL_WORDS.get(language or "", frozenset())
+    return token in small or _bare(token, language) in small
 
 
 def _grams(run: str) -> list[str]:
@@ -115,8 +154,8 @@ def _grams(run: str) -> list[str]:
     return single + [run[place : place + 2] for place in range(len(run) - 1)]
 
 
-def _is_single(forms: tuple[str, ...]) -> bool:
-    return len(forms[0]) == 1 and _UNSPACED.match(forms[0]) is not None
+def _is_single(word: str) -> bool:
+    return len(word) == 1 and _UNSPACED.match(word) is not None
 
 
 def _stemmer(language: str | None) -> Callable[[str], str]:
@@ -129,7 +168,7 @@ def _stemmer(language: str | None) -> Callable[[str], str]:
 
         # Its cache would keep words of forgotten texts.
         stem = Stemmer.Stemmer(language, 0).stemWord
-        stemmers[language] = lambda word: stem(word) if len(word) <= _LONGEST else word
+        stemmers[language] = lambda word: stem(_bare(word, language)) if len(word) <= _LONGEST else word
     return stemmers[language]
 
 
