@@ -13,10 +13,10 @@ from memlayer.calibration import calibration_of
 from memlayer.embedding import embed_query, given_query
 from memlayer.errors import InvalidInputError, NotFoundError
 from memlayer.filters import Condition
-from memlayer.index import Shown
 from memlayer.questions import read_question
 from memlayer.ranking import checked_parts
 from memlayer.records import History, Memory, Recall, utc, valid_name, valid_text
+from memlayer.searching import Shown
 from memlayer.second_stage import RERANKED
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from memlayer import vectors
 from memlayer.errors import InvalidInputError, LimitExceededError
 from memlayer.filters import Condition
-from memlayer.index import MAX_PARTS, Entry, UserIndex
+from memlayer.index import Entry, UserIndex
 from memlayer.records import Memory, Session
+from memlayer.searching import MAX_PARTS
 from memlayer.vectors import SMALL_USER, EngineName, FlatEngine, SqliteVecEngine, unit
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
