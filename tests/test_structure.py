@@ -36,8 +36,8 @@ def test_the_sql_layer_knows_no_keys_and_no_memories(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["envelope", "manifest", "ranking", "answering", "columns", "lexical", "timeline", "questions", "dates", "languages",
-     "filters", "prompt", "payload", "sealer", "codec"],
+    ["envelope", "manifest", "ranking", "answering", "columns", "lexical", "timeline", "questions", "dates",
+     "languages", "filters", "prompt", "payload", "sealer", "codec"],
 )  # fmt: skip
 def test_the_middle_is_pure(name):
     """What seals, sums, filters, ranks and renders imports no database, no file and no clock."""
