@@ -53,6 +53,8 @@ def decode(file: bytes, *, number: int) -> Image:
             raise LimitExceededError(f"image {number} has more than {_MOST_PIXELS} pixels", limit=_MOST_PIXELS)
         # A phone stores how it was held beside the picture.
         return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError:  # Pillow's own limit, of some more pixels, which it looks at first
+        raise LimitExceededError(f"image {number} has more than {_MOST_PIXELS} pixels", limit=_MOST_PIXELS) from None
     except LimitExceededError:
         raise
     except Exception as error:  # noqa: BLE001 - each of Pillow's parsers raises what it likes about a damaged file
