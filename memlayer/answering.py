@@ -31,6 +31,10 @@ _POOL = 100
 _SAME = 10
 _ROUNDS = 4
 _PROBES = 8
+# Of so many vectors a product is worth its threads: it is over before they would begin.
+_SMALL = 256
+# The best are asked for at once, before the first is picked.
+_PICKS = 16
 # More than any part adds to a turn's value.
 _OUT_OF_REACH = 9
 
@@ -42,7 +46,7 @@ class Picked:
     Attributes:
         row: the turn's.
         value: how well it fits, in units of a cosine, when it was picked.
-        parts: what the value is made of, before those who say the same took something.
+        parts: what the value is the sum of.
         count: how many turns have this text, this one among them.
     """
 
@@ -81,8 +85,10 @@ class Answering:
         self._without = without
         self._knows_all_languages = knows_all_languages
 
-    def best(self, question: Question, *, rows: Rows, k: int, now: datetime) -> tuple[list[Picked], float]:
-        """The best `k` of these turns, best first, and the value of the best one."""
+    def best(
+        self, question: Question, *, rows: Rows, k: int, now: datetime, explain: bool = False
+    ) -> tuple[list[Picked], float]:
+        """The best `k` of these turns, best first, and the value of the best one; with `explain`, with their parts."""
         if not len(rows):
             return [], 0.0
         knows_language = self._knows_all_languages or not is_unspaced(question.words)
@@ -100,18 +106,26 @@ class Answering:
         places, counts = self._distinct(pool)
         pool = pool[places]
         tools = self._columns.column("tool")[pool]
-        vectors = self._vectors(pool) if self._on("diversity") else None
         chosen = ranking.picked(
             values[pool],
-            alike=None if vectors is None else lambda place: _cosines(vectors, vectors[place]) > alike,
+            alike=self._alike(pool, alike, k=k) if self._on("diversity") else None,
             tools=tools,
             k=k,
         )
-        found = [
-            Picked(int(pool[at]), value, {name: float(part[pool[at]]) for name, part in parts.items()}, counts[at])
-            for at, value in chosen
-        ]
+        found = []
+        for at, value in chosen:
+            row = int(pool[at])
+            its = {name: float(part[row]) for name, part in parts.items()} if explain else {}
+            if explain and (off := value - float(values[row])):
+                its["diversity"] = off
+            found.append(Picked(row, value, its, counts[at]))
         return found, float(values[pool[0]])
+
+    def _alike(self, pool: Rows, alike: float, *, k: int) -> Callable[[int], NDArray[np.bool_]]:
+        """Gives, for a place in the pool, which places say the same."""
+        vectors = self._vectors(pool)
+        first = _products(vectors[: min(k, _PICKS)], vectors) > alike
+        return lambda place: first[place].copy() if place < len(first) else _cosines(vectors, vectors[place]) > alike
 
     def _on(self, part: Part) -> bool:
         return part not in self._without
@@ -166,8 +180,9 @@ class Answering:
             vectors = self._vectors(pool)
             # What is over a third of them is met by one of a few that stand apart; all pairs would take longer than all
             # the rest of a recall.
-            copied = next((vector for vector in vectors[:: max(1, most // _PROBES)]
-                           if (_cosines(vectors, vector) > alike).sum() > most / 3), None)  # fmt: skip
+            probes = vectors[:: max(1, most // _PROBES)]
+            near = [np.count_nonzero(fits > alike) for fits in _products(probes, vectors)]
+            copied = next((vector for vector, count in zip(probes, near, strict=True) if count > most / 3), None)
             if copied is None:
                 break
             copies = rows[self._cosines_with(copied)[rows] > alike]
@@ -180,15 +195,25 @@ class Answering:
         """The places of turns that differ in more than case, spaces and punctuation, and how many each stands for."""
         if not self._on("duplicates"):
             return np.arange(len(pool)), [1] * len(pool)
+        kinds = self._columns.column("kind")[pool].tolist()
+        if len(set(kinds)) == len(kinds):
+            return np.arange(len(pool)), [1] * len(pool)
         first: dict[int, int] = {}
         counts: dict[int, int] = {}
-        for place, kind in enumerate(self._columns.column("kind")[pool].tolist()):
+        for place, kind in enumerate(kinds):
             shown = first.setdefault(kind, place)
             counts[shown] = counts.get(shown, 0) + 1
         return np.array(list(counts), dtype=np.int64), list(counts.values())
 
 
+def _products(some: Floats, vectors: Floats) -> Floats:
+    """The cosine of each of a few with each of many."""
+    if len(vectors) <= _SMALL:
+        return some @ vectors.T
+    return np.array([_cosines(vectors, vector) for vector in some])
+
+
 def _cosines(vectors: Floats, vector: Floats) -> Floats:
-    # Not a matrix product: its threads cost more than they save; see `memlayer.vectors`.
+    # Of many vectors no matrix product: its threads cost more than they save; see `memlayer.vectors`.
     cosines: Floats = np.einsum("ij,j->i", vectors, vector)
     return cosines

@@ -5,28 +5,28 @@ Turns are named by their row, a small integer; a row of a forgotten one is nobod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from memlayer.dates import named_window
 from memlayer.kinds import kind_of
 from memlayer.lexical import LexicalIndex
-from memlayer.ranking import LEXICAL_NEIGHBOURS, VECTOR_NEIGHBOURS, neighbour_weights, shortness
+from memlayer.ranking import DISTANCES, beside
 from memlayer.records import to_microseconds
 from memlayer.timeline import Timeline
 from memlayer.words import width
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
     from memlayer.dates import Window
-    from memlayer.ranking import Weights
+    from memlayer.ranking import Beside
     from memlayer.records import Memory
 
-__all__ = ["Columns"]
+__all__ = ["Columns", "Gone"]
 
 # `kind` is what texts share that say the same, see `memlayer.kinds`; `since` and `until` are of the time
 # that it names, in microseconds.
@@ -34,11 +34,19 @@ _COLUMNS: Final = {
     "there": np.bool_, "width": np.int32, "speaker": np.int32, "session": np.int32, "assistant": np.bool_,
     "tool": np.bool_, "at": np.int64, "since": np.int64, "until": np.int64, "kind": np.int64,
 }  # fmt: skip
-_DISTANCES: Final = sorted(
-    {sign * distance for distance in (*VECTOR_NEIGHBOURS, *LEXICAL_NEIGHBOURS) for sign in (-1, 1)}
-)
 # People tell of a thing for some days after it happened, in microseconds.
 _TOLD_LATER = 7 * 24 * 3600 * 1_000_000
+
+
+class Gone(NamedTuple):
+    """A turn that is to be removed; `at` in microseconds, `seq` its place in the order of writing."""
+
+    row: int
+    seq: int
+    text: str
+    speaker: str | None
+    session: str | None
+    at: int
 
 
 class Columns:
@@ -56,12 +64,13 @@ class Columns:
         self._arrays: dict[str, NDArray[Any]] = {name: np.zeros(64, dtype=kind) for name, kind in _COLUMNS.items()}
         self._speakers = _Numbers()
         self._sessions = _Numbers()
-        self._beside: Weights | None = None
+        self._beside: Beside | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held, roughly."""
-        return sum(array.nbytes for array in self._arrays.values()) + self._timeline.nbytes + self.lexical.nbytes
+        held = sum(array.nbytes for array in self._arrays.values()) + self._timeline.nbytes + self.lexical.nbytes
+        return held + (0 if self._beside is None else self._beside.nbytes)
 
     @property
     def speakers(self) -> Collection[str]:
@@ -99,14 +108,16 @@ class Columns:
         self.lexical.add(row, memory.text)
         self._beside = None
 
-    def remove(self, row: int, *, text: str, speaker: str | None, session: str | None, at: int, seq: int) -> None:
-        """Removes the turn at a row, and all that was kept of its text."""
+    def remove(self, turns: Sequence[Gone]) -> None:
+        """Removes turns, and all that was kept of their texts."""
+        rows = [turn.row for turn in turns]
         for array in self._arrays.values():
-            array[row] = 0
-        self._speakers.give_back(speaker)
-        self._sessions.give_back(session)
-        self._timeline.remove(row, session=session, at=at, seq=seq)
-        self.lexical.remove(row, text)
+            array[rows] = 0
+        for turn in turns:
+            self._speakers.give_back(turn.speaker)
+            self._sessions.give_back(turn.session)
+            self._timeline.remove(turn.row, session=turn.session, at=turn.at, seq=turn.seq)
+        self.lexical.remove({turn.row: turn.text for turn in turns})
         self._beside = None
 
     def column(self, name: str) -> NDArray[Any]:
@@ -115,7 +126,11 @@ class Columns:
 
     def others_than(self, speakers: Collection[str]) -> NDArray[np.bool_]:
         """Which turns are of none of these speakers."""
-        return ~np.isin(self.column("speaker"), [self._speakers.names[name][0] for name in speakers])
+        speaker = self.column("speaker")
+        others = np.ones(self.size, dtype=np.bool_)
+        for name in speakers:
+            others &= speaker != self._speakers.names[name][0]
+        return others
 
     def in_time(self, window: Window) -> NDArray[np.bool_]:
         """Which turns are of a time: said in it or shortly after, or telling of it."""
@@ -129,14 +144,11 @@ class Columns:
         return self._timeline.around(row, distance)
 
     @property
-    def beside(self) -> Weights:
+    def beside(self) -> Beside:
         """The turns' neighbours in their conversations, and what each counts."""
         if self._beside is None:
-            short = shortness(self.column("width"))
-            self._beside = {
-                distance: neighbour_weights(short, self._timeline.neighbours(distance)[: self.size])
-                for distance in _DISTANCES
-            }
+            neighbours = {distance: self._timeline.neighbours(distance)[: self.size] for distance in DISTANCES}
+            self._beside = beside(self.column("width"), neighbours)
         return self._beside
 
 

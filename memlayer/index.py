@@ -19,7 +19,7 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from memlayer.columns import Columns
+from memlayer.columns import Columns, Gone
 from memlayer.errors import InvalidInputError, LimitExceededError
 from memlayer.filters import Condition, Sql, column_value
 from memlayer.records import History, Memory, Session, from_microseconds, to_microseconds
@@ -236,8 +236,7 @@ class UserIndex(Searching):
         turns = np.array([row[0] for row in deleted], dtype=np.int64)
         if not len(turns):
             return {}
-        for row, seq, text, speaker, session, at in deleted:
-            self._columns.remove(row, text=text, speaker=speaker, session=session, at=at, seq=seq)
+        self._columns.remove([Gone(*row) for row in deleted])
         self._db.executemany("DELETE FROM fields WHERE turn = ?", ((row,) for row in turns.tolist()))
         self._engine.remove(self._vector_ids(turns))
         for row in turns.tolist():

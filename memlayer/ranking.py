@@ -10,6 +10,8 @@ without speakers, and in Chinese (docs/decisions/0012).
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -24,16 +26,12 @@ if TYPE_CHECKING:
     from memlayer.timeline import Rows
 
 __all__ = [
-    "ALIKE", "ALIKE_UNKNOWN", "LEXICAL_NEIGHBOURS", "PARTS", "VECTOR_NEIGHBOURS", "Floats", "Part", "Weights",
-    "best_turns", "calibrated", "checked_parts", "in_context", "length_prior", "neighbour_weights", "part_penalty",
+    "ALIKE", "ALIKE_UNKNOWN", "DISTANCES", "LEXICAL_NEIGHBOURS", "PARTS", "VECTOR_NEIGHBOURS", "Beside", "Floats",
+    "Part", "beside", "best_turns", "calibrated", "checked_parts", "in_context", "length_prior", "part_penalty",
     "picked", "pooled", "score", "session_part", "shortness", "weigh",
 ]  # fmt: skip
 
 Floats: TypeAlias = "NDArray[np.float32]"
-Weights: TypeAlias = "Mapping[int, tuple[Rows, Floats]]"
-"""By distance: the row of each turn's neighbour there, one behind the last where there is none; and what it counts,
-with a 0 behind the last for the row that is none."""
-
 Part: TypeAlias = Literal[
     "vector",
     "lexical",
@@ -60,6 +58,7 @@ _SHORT, _LONG = 300, 900
 _SHORT_NEIGHBOUR = 0.5
 VECTOR_NEIGHBOURS: Final[Mapping[int, float]] = {-1: 0.25, 1: 0.25, -2: 0.1, 2: 0.1}
 LEXICAL_NEIGHBOURS: Final[Mapping[int, float]] = {-1: 0.4, 1: 0.3, -2: 0.2, 2: 0.1}
+DISTANCES: Final = (1, -1, 2, -2)
 # A text of many parts draws many tickets, and the best of them is high by luck.
 _A_PART = 0.08
 _LEXICAL = 0.05
@@ -77,6 +76,7 @@ _SESSION = 0.15
 ALIKE, ALIKE_UNKNOWN = 0.93, 0.985
 _ALIKE = 0.05
 _TOOL = 0.05
+_VARIED = 100
 
 
 def checked_parts(without: Collection[str]) -> frozenset[str]:
@@ -95,15 +95,51 @@ def shortness(widths: NDArray[np.int32]) -> Floats:
     return np.clip((_LONG - widths) / np.float32(_LONG - _SHORT), 0, 1).astype(np.float32)
 
 
-def neighbour_weights(short: Floats, rows: Rows) -> tuple[Rows, Floats]:
-    """One distance of `Weights`, from how far each turn needs its context and from rows that are -1 where none is."""
-    none = len(short)
-    rows = np.where(rows < 0, none, rows)
-    padded = np.append(short, np.float32(0))
-    weights = np.zeros_like(padded)
-    weights[:-1] = short * (np.float32(1 - _SHORT_NEIGHBOUR) + np.float32(_SHORT_NEIGHBOUR) * padded[rows])
-    weights[:-1][rows == none] = 0
-    return rows, weights
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What stands next to each turn and what it counts: made once for all questions.
+
+    Attributes:
+        rows: shape (distances, turns): the row of each turn's neighbour; one behind the last where there is none.
+        vectors: of the same shape: what that neighbour's cosine counts beside the turn's own.
+        whole: by row: what the turn's own cosine and its neighbours' count together.
+        words: shape (distances, turns): what this turn's words count in that neighbour.
+    """
+
+    rows: Rows
+    vectors: Floats
+    whole: Floats
+    words: Floats
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.rows.nbytes + self.vectors.nbytes + self.whole.nbytes + self.words.nbytes
+
+
+def beside(widths: NDArray[np.int32], neighbours: Mapping[int, Rows]) -> Beside:
+    """Weighs the turns' neighbours.
+
+    Args:
+        widths: how long each turn is, by row.
+        neighbours: by distance, for each of `DISTANCES`: the row of each turn's neighbour, -1 where there is none.
+    """
+    none = len(widths)
+    short = np.append(shortness(widths), np.float32(0))
+    rows = {distance: np.where(found < 0, none, found).astype(np.int32) for distance, found in neighbours.items()}
+    needs = {}
+    for distance, found in rows.items():
+        need = short[:-1] * (np.float32(1 - _SHORT_NEIGHBOUR) + np.float32(_SHORT_NEIGHBOUR) * short[found])
+        needs[distance] = np.append(np.where(found == none, np.float32(0), need), np.float32(0)).astype(np.float32)
+    vectors = np.stack([np.float32(VECTOR_NEIGHBOURS[distance]) * needs[distance][:-1] for distance in DISTANCES])
+    whole = np.ones(none, dtype=np.float32)
+    for weights in vectors:
+        whole += weights
+    # To the neighbour at a distance, this turn stands at the opposite one.
+    words = [np.float32(LEXICAL_NEIGHBOURS[-distance]) * needs[-distance][rows[distance]] for distance in DISTANCES]
+    return Beside(
+        rows=np.stack([rows[distance] for distance in DISTANCES]), vectors=vectors, whole=whole, words=np.stack(words)
+    )
 
 
 def part_penalty(parts: NDArray[np.int32]) -> Floats:
@@ -111,16 +147,13 @@ def part_penalty(parts: NDArray[np.int32]) -> Floats:
     return (_A_PART * np.log(np.maximum(parts, 1))).astype(np.float32)
 
 
-def in_context(own: Floats, *, beside: Weights) -> Floats:
+def in_context(own: Floats, *, beside: Beside) -> Floats:
     """A turn's cosine in its context: the weighted mean of its own and its neighbours'."""
     padded = np.append(own, np.float32(0))
-    top, bottom = own.copy(), np.ones_like(own)
-    for distance, weight in VECTOR_NEIGHBOURS.items():
-        rows, weights = beside[distance]
-        its = np.float32(weight) * weights[:-1]
-        top += its * padded[rows]
-        bottom += its
-    return top / bottom
+    top = own.copy()
+    for rows, weights in zip(beside.rows, beside.vectors, strict=True):
+        top += weights * padded.take(rows)
+    return top / beside.whole
 
 
 def length_prior(words: Floats) -> Floats:
@@ -189,6 +222,9 @@ def picked(
     """The `k` best places, one after the other: each pick takes a little from those that say the same, more each time,
     and each pick of a tool's from the tools'. So that many copies of one text, or one tool, never fill the answer.
 
+    After a hundred picks the rest come as they stand: nobody reads them for variety, and each look at thousands of
+    others takes its time.
+
     Args:
         values: best first.
         alike: gives, for a place, which places say the same; None where that does not matter.
@@ -198,22 +234,24 @@ def picked(
         (place, its value when it was picked).
     """
     left = values.astype(np.float64)
+    varied = 0 if alike is None else min(k, len(values), _VARIED)
+    any_tool = bool(tools.any())
     off = np.where(tools, _ALIKE + _TOOL, _ALIKE)
     times = np.zeros(len(values))
     found = []
-    for _ in range(min(k, len(values))):
-        best = int(np.argmax(left))
+    for _ in range(varied):
+        best = int(left.argmax())
         found.append((best, float(left[best])))
         left[best] = -np.inf
-        if alike is None:
-            continue
-        same = alike(best)
+        same = alike(best) if alike is not None else tools[:0]
         same[best] = False
-        times[same] += 1
-        left[same] -= (off * times)[same]
-        if tools[best]:
+        if same.any():
+            times[same] += 1
+            left[same] -= (off * times)[same]
+        if any_tool and tools[best]:
             left[tools] -= _TOOL
-    return found
+    rest = np.argsort(-left, kind="stable")[: min(k, len(values)) - varied]
+    return found + list(zip(rest.tolist(), left[rest].tolist(), strict=True))
 
 
 def calibrated(value: float, *, top: float, steep: float, middle: float) -> float:
@@ -223,7 +261,7 @@ def calibrated(value: float, *, top: float, steep: float, middle: float) -> floa
     in its own. Both count (Platt scaling: Platt 1999).
     """
     exponent = steep * (_MIX * top + (1 - _MIX) * value - middle)
-    return float(1 / (1 + np.exp(-np.clip(exponent, -30, 30))))
+    return 1 / (1 + math.exp(-min(max(exponent, -30.0), 30.0)))
 
 
 _MIX = 0.7

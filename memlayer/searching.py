@@ -142,7 +142,9 @@ class Searching:
             without=without,
             knows_all_languages=knows_all_languages,
         )
-        picked, top = answering.best(question, rows=rows.astype(np.int32), k=positive(k, name="k"), now=now)
+        picked, top = answering.best(
+            question, rows=rows.astype(np.int32), k=positive(k, name="k"), now=now, explain=shown.parts
+        )
         scores = [calibration.score(turn.value, top=top) for turn in picked]
         found = [(turn, fit) for turn, fit in zip(picked, scores, strict=True) if fit >= floor]
         return self._hits(

@@ -43,7 +43,7 @@ class Timeline:
     @property
     def nbytes(self) -> int:
         """Bytes held, roughly."""
-        return self._count * _TURN_BYTES
+        return self._count * _TURN_BYTES + self._before.nbytes + self._after.nbytes
 
     def add(self, row: int, *, session: str | None, at: int, seq: int) -> None:
         """Adds a turn under a row that is free.
