@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_K", "Recalling", "counted", "not_found", "scored"]
 
 MAX_K = 10_000
+# In seconds. An embedder that takes longer than this to embed a query is the longer part of the recall anyway.
+_MOMENT = 0.05
 MAX_NEIGHBOURS = 10
 
 
@@ -205,8 +209,14 @@ class Recalling:
         else:
             vector = given_query(query, dimensions=self._spaces.own.identity.dimensions)
         embedder: Embedder | None = None
+        looked = -math.inf
         while True:
-            with resident.reading() as (user, index):
+            # What was seen a moment ago was committed before the recall began; another look costs as much as the ranking.
+            known = embedder is not None and time.monotonic() - looked < _MOMENT
+            with resident.known() if known else resident.reading() as (user, index):
+                if known and (user is None or index is None):
+                    looked = -math.inf  # evicted, or erased
+                    continue
                 if user is None or index is None or not len(index):
                     yield None, vector, None, self._spaces.own
                     return
@@ -218,6 +228,7 @@ class Recalling:
                 ):
                     yield index, vector, question, embedder or self._spaces.own
                     return
+                looked = time.monotonic()
                 embedder = self._spaces.of(user)
                 question = read_question(str(query), speakers=() if "speaker" in without else index.speakers)
             vector = embed_query(embedder, question.spoken)
