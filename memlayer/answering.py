@@ -80,7 +80,8 @@ class Answering:
     ) -> None:
         self._columns = columns
         self._cosines = cosines
-        self._vectors = vectors
+        self._vectors_of = vectors
+        self._last: tuple[Rows, Floats] | None = None
         self._cosines_with = cosines_with
         self._without = without
         self._knows_all_languages = knows_all_languages
@@ -126,6 +127,12 @@ class Answering:
         vectors = self._vectors(pool)
         first = _products(vectors[: min(k, _PICKS)], vectors) > alike
         return lambda place: first[place].copy() if place < len(first) else _cosines(vectors, vectors[place]) > alike
+
+    def _vectors(self, rows: Rows) -> Floats:
+        """The first vectors of turns; mostly it is the same pool again."""
+        if self._last is None or not np.array_equal(self._last[0], rows):
+            self._last = rows, self._vectors_of(rows)
+        return self._last[1]
 
     def _on(self, part: Part) -> bool:
         return part not in self._without

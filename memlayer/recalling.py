@@ -211,7 +211,7 @@ class Recalling:
         embedder: Embedder | None = None
         looked = -math.inf
         while True:
-            # What was seen a moment ago was committed before the recall began; another look costs as much as the ranking.
+            # What was seen a moment ago was committed before the recall began; another look costs as much as the rest.
             known = embedder is not None and time.monotonic() - looked < _MOMENT
             with resident.known() if known else resident.reading() as (user, index):
                 if known and (user is None or index is None):
