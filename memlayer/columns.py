@@ -100,7 +100,8 @@ class Columns:
             "at": at,
             "since": at if named is None else to_microseconds(named.since),
             "until": at if named is None else to_microseconds(named.until),
-            "kind": kind_of(memory.text),
+            # Two pictures with one caption are two.
+            "kind": kind_of(memory.text) if not memory.has_image else hash((kind_of(memory.text), memory.image_sha256)),
         }
         for name, value in values.items():
             self._arrays[name][row] = value

@@ -154,6 +154,16 @@ def test_without_an_image_role_the_caption_is_found(alice, embedder):
     assert embedder.texts == 3
 
 
+def test_two_pictures_with_one_caption_are_two(alice):
+    """Equal texts are one hit with a count only where their pictures are equal too."""
+    for image in (RED, RED, GREEN, None):
+        alice.remember("my photo", image=image)
+    counts = {hit.image_sha256: hit.count for hit in alice.recall("photo", min_score=0)}
+    assert list(counts.values()).count(1) == 2
+    assert counts[hashlib.sha256(RED).hexdigest()] == 2
+    assert len(counts) == 3
+
+
 def test_given_vectors_are_all_that_a_turn_has(gallery, clip):
     """Whoever brings vectors says what they are of: no model is loaded for the image."""
     alice = gallery.user("alice")
