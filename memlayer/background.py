@@ -41,7 +41,7 @@ class Background:
         self._alive = 0
 
     def put(self, key: object, job: Callable[[], None]) -> bool:
-        """Queues a job, unless one with this key waits already; false where the queue is full.
+        """Queues a job, unless one with this key waits already; false where there is no room for it.
 
         One that is running is queued once more: it may have looked before this call.
         """
@@ -52,8 +52,12 @@ class Background:
                 return False
             self._waiting[key] = job
             if self._alive < self._threads and self._next() is not None:
+                try:
+                    threading.Thread(target=self._work, name="memlayer-background", daemon=True).start()
+                except RuntimeError:  # No thread is to be had, or the interpreter is ending; whoever wrote goes on.
+                    del self._waiting[key]
+                    return False
                 self._alive += 1
-                threading.Thread(target=self._work, name="memlayer-background", daemon=True).start()
             return True
 
     def cancel(self, key: object) -> None:

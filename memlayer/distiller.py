@@ -19,11 +19,19 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Final
 
 from memlayer.background import Background
 from memlayer.embedders.litellm_models import mode_of
-from memlayer.errors import DistilError, EmbedderError, InvalidInputError, MemlayerError, StoreClosedError
+from memlayer.errors import (
+    DistilError,
+    EmbedderError,
+    InvalidInputError,
+    MemlayerError,
+    ReadOnlyStoreError,
+    StoreClosedError,
+)
 from memlayer.extraction import inquiry, origins, read_answer
 from memlayer.facts import Draft, Reading
 from memlayer.filters import Condition
@@ -40,7 +48,6 @@ if TYPE_CHECKING:
     from memlayer.aio import AsyncUserMemory
     from memlayer.extraction import Finding
     from memlayer.health import Health
-    from memlayer.lineage import Lineage
     from memlayer.memory import UserMemory
     from memlayer.portions import Portion
     from memlayer.records import Source
@@ -144,6 +151,9 @@ class Distiller:
     def _rounds(
         self, *, calls: int | None, least: int, progress: Progress | None, wanted: Callable[[], bool]
     ) -> DistilReport:
+        if self._memory._database.mode != "rw":
+            # Before anything is sent.
+            raise ReadOnlyStoreError("the store cannot be written, so no fact can be kept")
         turns = facts = superseded = asked = unusable = in_vain = 0
         # What is left of answers that could not be used: each half of their turns is asked about alone, so that one odd
         # turn does not take the others along.
@@ -257,15 +267,14 @@ class Distiller:
         with resident.reading() as (_, index):
             if index is None:
                 return None
-            lineage: Lineage = resident.lineage
-            due = self._asked_about(due_turns(lineage, index, sources=self._sources))
+            due = self._asked_about(due_turns(resident.lineage, index, sources=self._sources))
             turns: list[bytes] = []
             while halves and not turns:
                 half = halves.pop()
                 turns = [turn for turn in due if turn in half]
-            if not turns and len(due) >= max(least, 1):
+            if not turns and len(due) >= least:
                 turns = first_of(due, index, most=self._batch)
-            return portion_of(turns, lineage=lineage, index=index) if turns else None
+        return portion_of(turns, resident=resident) if turns else None
 
     def _ask(self, portion: Portion) -> list[Draft] | None:
         """What the model writes; None where that cannot be used. Nothing is locked meanwhile."""
@@ -330,7 +339,7 @@ def _through_litellm(
 
     def write(messages: list[dict[str, str]]) -> str:
         try:
-            answer = caller.call("completion", {"messages": messages}, texts=1)
+            answer = _apart(lambda: caller.call("completion", {"messages": messages}, texts=1))
         except EmbedderError as error:
             message, evidence = str(error), dict(error.evidence)
         else:
@@ -340,3 +349,18 @@ def _through_litellm(
         raise DistilError(message, **evidence)
 
     return write
+
+
+def _apart(call: Callable[[], Any]) -> Any:
+    """Makes a call in a thread of its own: LiteLLM leaves an open event loop in the thread that asks for a completion,
+    unless it is none that could have one. A daemon, so that an interrupted program does not wait for the answer."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001  raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="memlayer-asking", daemon=True).start()
+    return done.result()

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from memlayer.index import UserIndex
     from memlayer.lineage import Lineage
     from memlayer.portions import Portion
-    from memlayer.records import Source
+    from memlayer.records import Hit, Source
     from memlayer.resident import Resident
     from memlayer.rows import RecordRow
     from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
 
-__all__ = ["Draft", "Fact", "Reading", "facts_in", "sources_of"]
+__all__ = ["Draft", "Fact", "Reading", "facts_in", "sources_of", "with_sources"]
 
 # From the best provenance that a fact can have to the worst; a user's own words cannot be a model's.
 _PROVENANCE: Final[tuple[Source, ...]] = ("assistant", "import", "document", "tool")
@@ -82,6 +82,24 @@ def sources_of(memory_id: bytes, *, lineage: Lineage, index: UserIndex) -> tuple
     link = lineage.links.get(memory_id)
     turns = [] if link is None else [turn for turn in map(index.get, link.sources) if turn is not None]
     return tuple(turn.id for turn in sorted(turns, key=lambda turn: turn.at))
+
+
+def with_sources(hits: Sequence[Hit], *, lineage: Lineage, index: UserIndex) -> list[Hit]:
+    """The hits of a recall; those that are facts say which turns they are from."""
+    if not lineage.links:
+        return list(hits)
+    return [
+        hit.model_copy(update={"sources": sources_of(fact, lineage=lineage, index=index)})
+        if (fact := _key(hit.id)) in lineage.links
+        else hit
+        for hit in hits
+    ]
+
+
+def _key(memory_id: str) -> bytes:
+    """What a fact with this id is stored under: no caller gives a fact its id."""
+    is_chosen = len(memory_id) == 32 and set(memory_id) <= set("0123456789abcdef")
+    return bytes.fromhex(memory_id) if is_chosen else b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from memlayer.extraction import MAX_SHOWN, related
 from memlayer.filters import Condition
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from memlayer.index import UserIndex
     from memlayer.lineage import Lineage
     from memlayer.records import Memory, Source
+    from memlayer.resident import Resident
 
 __all__ = ["Portion", "due_turns", "first_of", "portion_of"]
 
@@ -25,6 +26,8 @@ _KNOWN: Final = 30
 _REQUEST: Final = 32_000
 # Turns without a session have no index of their own; they are looked for among so many times as many.
 _LOOKED_AT: Final = 50
+# Facts that are read while the user is locked: some milliseconds.
+_AT_ONCE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +65,40 @@ def first_of(due: Sequence[bytes], index: UserIndex, *, most: int) -> list[bytes
     return list(islice(found, most))
 
 
-def portion_of(turns: Collection[bytes], *, lineage: Lineage, index: UserIndex) -> Portion:
-    """These turns, as many as go into one request, at least one; with what is shown beside them."""
-    chosen = _fitting({turn: memory for turn in turns if (memory := index.get(turn)) is not None})
-    facts = {
-        fact: memory
-        for fact in lineage.links
-        if fact not in lineage.superseded_by and (memory := index.get(fact)) is not None
-    }
-    in_time = sorted(facts.values(), key=lambda fact: (fact.at, fact.id))
-    shown = {memory.id for memory in related(list(chosen.values()), in_time, most=_KNOWN)}
-    behind = {fact: lineage.links[fact].sources for fact, memory in facts.items() if memory.id in shown}
-    sources = {turn: index.get(turn) for turns_ in behind.values() for turn in turns_}
-    there = {turn: memory for turn, memory in sources.items() if memory is not None}
+def portion_of(turns: Collection[bytes], *, resident: Resident) -> Portion | None:
+    """These turns, as many as go into one request, at least one; with what is shown beside them. None where all of
+    them are gone.
+
+    The user is never locked for long: with thousands of facts, looking through them takes longer than a recall may.
+    """
+    with resident.reading() as (_, index):
+        chosen = {} if index is None else _fitting(_found(turns, index))
+    facts = _standing(resident)
+    shown = related(list(chosen.values()), sorted(facts.values(), key=lambda fact: (fact.at, fact.id)), most=_KNOWN)
+    ids = {memory.id for memory in shown}
+    with resident.reading() as (_, index):
+        links = resident.lineage.links
+        behind = {fact: links[fact].sources for fact, memory in facts.items() if memory.id in ids and fact in links}
+        sources = {} if index is None else _found({turn for some in behind.values() for turn in some}, index)
     # A fact without one of its sources has been left over by something that does not know of links.
-    behind = {fact: turns_ for fact, turns_ in behind.items() if there.keys() >= set(turns_)}
-    return Portion(chosen, {fact: facts[fact] for fact in behind}, behind, there)
+    behind = {fact: some for fact, some in behind.items() if sources.keys() >= set(some)}
+    return Portion(chosen, {fact: facts[fact] for fact in behind}, behind, sources) if chosen else None
+
+
+def _standing(resident: Resident) -> dict[bytes, Memory]:
+    """The facts whose place none has taken."""
+    with resident.reading():
+        lineage = resident.lineage
+    waiting = iter([fact for fact in lineage.links if fact not in lineage.superseded])
+    facts: dict[bytes, Memory] = {}
+    while some := list(islice(waiting, _AT_ONCE)):
+        with resident.reading() as (_, index):
+            facts |= {} if index is None else _found(some, index)
+    return facts
+
+
+def _found(memory_ids: Iterable[bytes], index: UserIndex) -> dict[bytes, Memory]:
+    return {found: memory for found in memory_ids if (memory := index.get(found)) is not None}
 
 
 def _fitting(turns: Mapping[bytes, Memory]) -> dict[bytes, Memory]:

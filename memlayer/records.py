@@ -333,6 +333,7 @@ class Hit(Memory):
             has that one's score. None for what was found by itself.
         passage: the part of a long text that fits best, where `passages` asked for it; else None.
         parts: with `explain=True`, what the score is made of, by name (see `memlayer.ranking.Part`); else None.
+        sources: of a fact, the ids of the turns that a model wrote it from (see `memlayer.facts`); () for a turn.
     """
 
     score: float
@@ -340,6 +341,7 @@ class Hit(Memory):
     beside: str | None = None
     passage: str | None = None
     parts: dict[str, float] | None = None
+    sources: tuple[str, ...] = ()
 
 
 class Session(_Value):

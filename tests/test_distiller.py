@@ -23,7 +23,16 @@ if find_spec("litellm") is None:  # some environments have other SDKs only
     pytest.skip("litellm is not installed", allow_module_level=True)
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
-from memlayer import AsyncMemoryStore, DistilError, Distiller, InvalidInputError, MemoryStore, RawKey, Turn
+from memlayer import (
+    AsyncMemoryStore,
+    DistilError,
+    Distiller,
+    InvalidInputError,
+    MemoryStore,
+    RawKey,
+    ReadOnlyStoreError,
+    Turn,
+)
 from memlayer.background import Background
 from memlayer.items import ItemKind
 from memlayer.testing import HashingEmbedder
@@ -207,6 +216,19 @@ def test_a_request_is_made_again_where_that_helps(alice):
     with Loopback(bot) as server:
         assert through(server, alice).run().facts == 1
     assert len(server.requests) == 2
+
+
+def test_a_store_that_cannot_be_written_sends_nothing(tmp_path):
+    """What could not be kept is not asked for: no text leaves."""
+    with MemoryStore.open(tmp_path / "m.db", keys=KEY, embedder=HashingEmbedder()) as store:
+        store.user("alice").remember(SECRET)
+    scribe = Scribe()
+    with MemoryStore.open(tmp_path / "m.db", keys=KEY, embedder=HashingEmbedder()) as store:
+        alice = store.user("alice")
+        alice._database.mode = "ro"  # A file that the system protects cannot be had where tests run as root.
+        with pytest.raises(ReadOnlyStoreError):
+            Distiller(alice, model=scribe).run()
+    assert scribe.requests == []
 
 
 def test_a_function_that_fails_is_told_by_its_class(alice):

@@ -13,6 +13,7 @@ import pytest
 from memlayer import MemoryStore, NotFoundError, RawKey, StoreDamagedError, Turn
 from memlayer.distiller import Distiller
 from memlayer.errors import FormatTooNewError
+from memlayer.facts import with_sources
 from memlayer.items import ItemKind
 from memlayer.lineage import Lineage, Link, Round, without
 from memlayer.testing import HashingEmbedder
@@ -64,6 +65,20 @@ def test_a_fact_is_a_memory_with_its_sources(alice):
     assert alice.get(fact.id).text == fact.text
     assert fact.id in {hit.id for hit in alice.recall("Alice is allergic to peanuts", k=3, min_score=0)}
     assert (len(alice), alice.facts()) == (3, [fact])
+
+
+def test_hits_that_are_facts_say_where_they_are_from(alice):
+    """`with_sources` marks the facts among a recall's hits, and nothing else; without facts it changes nothing."""
+    alice.remember("I live in Lisbon", id="home")
+    resident = alice._resident
+    hits = alice.recall("Lisbon", min_score=0)
+    with resident.reading() as (_, index):
+        assert with_sources(hits, lineage=resident.lineage, index=index) == list(hits)
+    distil(alice, *MOVES)
+    hits = alice.recall("Lisbon", min_score=0)
+    with resident.reading() as (_, index):
+        marked = with_sources(hits, lineage=resident.lineage, index=index)
+    assert {hit.text: hit.sources for hit in marked} == {"I live in Lisbon": (), "Alice lives in Lisbon": ("home",)}
 
 
 def test_nobody_has_facts_who_did_not_ask_for_them(alice):
