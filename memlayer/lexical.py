@@ -168,13 +168,13 @@ class LexicalIndex:
             beside: the turns' neighbours, or None where they count for nothing.
         """
         total = np.zeros(size, dtype=np.float32)
-        words = [
+        weighed = [
             (weight * self._rarity(known), known)
             for forms, weight in query_words(question, languages=self._spoken)
-            if (known := [_pairs(self._postings[form]) for form in forms if form in self._postings])
+            if (known := [self._postings[form] for form in forms if form in self._postings])
         ]
-        words.sort(key=lambda word: -word[0])
-        words = words[:_MOST_WORDS]
+        weighed.sort(key=lambda word: -word[0])
+        words = [(weight, [_pairs(postings) for postings in known]) for weight, known in weighed[:_MOST_WORDS]]
         norm = 1 - _BY_LENGTH + _BY_LENGTH * self.lengths(size) * np.float32(self._turns / max(self._words, 1))
         at_once = max(1, _AT_ONCE // (size + 1))
         for start in range(0, len(words), at_once):
@@ -195,12 +195,17 @@ class LexicalIndex:
         self._counts[rows[:_SAME_KIND]] = True
         self._counted += min(len(rows), _SAME_KIND)
 
-    def _rarity(self, known: list[Rows]) -> float:
+    def _rarity(self, known: list[array[int]]) -> float:
         """How much it says that a turn has one of these: the inverse document frequency, the same for any size of
         store."""
-        count = min(sum(int(np.count_nonzero(self._counts[pairs[:, 0]])) for pairs in known), self._counted)
+        count = min(sum(self._counted_in(postings) for postings in known), self._counted)
         rarity = math.log1p((self._counted - count + 0.5) / (count + 0.5))
         return rarity * _RAREST / math.log1p(max(self._counted, 1) / 1.5)
+
+    def _counted_in(self, postings: array[int]) -> int:
+        if len(postings) == 2:  # most words are in one turn
+            return int(self._counts[postings[0]])
+        return int(np.count_nonzero(self._counts[_pairs(postings)[:, 0]]))
 
     @property
     def _prevailing(self) -> str | None:
