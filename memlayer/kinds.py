@@ -16,6 +16,8 @@ from memlayer.languages import MARKS
 __all__ = ["kind_of"]
 
 _BETWEEN: Final = re.compile(f"(?:(?![{MARKS}])[\\W_])+")
+# Most of it: what stands between two words, the second of them no number. Taken out first, at a tenth of the cost.
+_NOTHING: Final = re.compile(r"(?<=[^\W_])[\s.,;:!?'\"()]+(?=[^\W\d_])")
 # Quotes, dashes, brackets, full stops, and what nobody sees: joiners, variation selectors, soft hyphens.
 _PUNCTUATION: Final = frozenset(
     ".,;:!?'\"()[]{}/\\|*_`~#-"
@@ -30,7 +32,7 @@ def kind_of(text: str) -> int:
     """A hash, of this process only, that texts of one kind share."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", _RAISED.sub(lambda digit: f"^{digit[0]}", text))
-    folded = text.casefold()
+    folded = _NOTHING.sub("", text.casefold())
     return hash(_BETWEEN.sub(_said, folded) or folded)
 
 
