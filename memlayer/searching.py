@@ -145,7 +145,7 @@ class Searching:
         picked, top = answering.best(
             question, rows=rows.astype(np.int32), k=positive(k, name="k"), now=now, explain=shown.parts
         )
-        scores = [calibration.score(turn.value, top=top) for turn in picked]
+        scores = [calibration.score(turn.value, top=top, turns=len(rows)) for turn in picked]
         found = [(turn, fit) for turn, fit in zip(picked, scores, strict=True) if fit >= floor]
         return self._hits(
             [turn for turn, _ in found], [fit for _, fit in found], query=query, candidates=candidates, shown=shown

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 KEY = bytes(range(1, 33))
 COMMANDS = ["init", "demo", "remember", "recall", "history", "forget", "erase", "export", "import"]
-COMMANDS += ["info", "verify", "eval", "doctor", "distil-embedder", "reembed", "distil"]
+COMMANDS += ["info", "verify", "eval", "doctor", "calibrate", "distil-embedder", "reembed", "distil"]
 DATA = Path(__file__).parent / "data" / "conversations.jsonl"
 MARKUP = "[red]bold[/red] [link=file:///etc]x[/link] :smile:"
 HOSTILE = f"evil \x1b]0;title\x07 \x9b31m {MARKUP} \u202ertl\u2066 \r\n\x08new\x7f\u2028"

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from memlayer.cli import chat, demo, distil, distil_embedder, doctor, evaluate, exports, mcp, memories, reembed, stores
+from memlayer.cli import (
+    calibrate,
+    chat,
+    demo,
+    distil,
+    distil_embedder,
+    doctor,
+    evaluate,
+    exports,
+    mcp,
+    memories,
+    reembed,
+    stores,
+)
 from memlayer.cli.output import EXIT_CODES, exit_code, print_error, told
 from memlayer.errors import MemlayerError
 
@@ -99,6 +112,7 @@ for _name, _command in (
     ("verify", stores.verify),
     ("eval", evaluate.evaluate),
     ("doctor", doctor.doctor),
+    ("calibrate", calibrate.calibrate),
     ("distil-embedder", distil_embedder.distil_embedder),
     ("reembed", reembed.reembed),
     ("distil", distil.distil),
