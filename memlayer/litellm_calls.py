@@ -112,7 +112,9 @@ class Caller:
     def __repr__(self) -> str:
         return f"<Caller {self.model}>"
 
-    def call(self, kind: Literal["embedding", "rerank", "completion"], arguments: Mapping[str, Any], *, texts: int) -> Any:
+    def call(
+        self, kind: Literal["embedding", "rerank", "completion"], arguments: Mapping[str, Any], *, texts: int
+    ) -> Any:
         """LiteLLM's answer.
 
         Args:

@@ -65,7 +65,7 @@ class Known(HashingEmbedder):
 @pytest.fixture
 def examine(tmp_path):
     """The kinds of what is found in a store with these turns, and the diagnosis."""
-    opened = []
+    opened: list[MemoryStore] = []
 
     def examined(turns: list[Turn], *, embedder: Any = None, embeddings: Any = None, **options: Any) -> Any:
         store = MemoryStore.open(tmp_path / f"{len(opened)}.db", keys=KEY, embedder=embedder or Known())

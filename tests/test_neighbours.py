@@ -86,7 +86,7 @@ def test_the_best_passage_of_a_long_text(tmp_path):
         alice.remember_many([Turn(text=long), Turn(text="short one")])
         asked = "word35 word36 word37 word38 word39"
         hit, other = alice.recall(asked, passages=True, min_score=0)
-        assert (hit.text, hit.passage.split(), other.passage) == (long, asked.split(), None)
+        assert (hit.text, (hit.passage or "").split(), other.passage) == (long, asked.split(), None)
         assert "word39" in alice.recall(asked, passages=True, k=1, min_score=0).as_prompt()
         assert "word1 " not in alice.recall(asked, passages=True, k=1, min_score=0).as_prompt()
         assert alice.recall(asked, min_score=0)[0].passage is None

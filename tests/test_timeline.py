@@ -38,7 +38,8 @@ CHANGES = st.lists(
 @given(CHANGES)
 def test_neighbours_are_those_of_the_sorted_conversation(changes):
     """After any turns were added and removed, in any order, at distances of up to three."""
-    timeline, turns = Timeline(), {}
+    timeline = Timeline()
+    turns: dict[int, tuple[str | None, int, int]] = {}
     for seq, (row, session, minute, adds) in enumerate(changes):
         if row in turns:
             its, at, written = turns.pop(row)
