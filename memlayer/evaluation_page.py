@@ -45,7 +45,7 @@ p { max-width: 48rem; margin: .25rem 0 .75rem; } .faint { color: var(--faint); }
 .tiles b { display: block; font-size: 1.6rem; line-height: 1.3; }
 .pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.5rem; align-items: start; }
 @media (max-width: 60rem) { .pair { grid-template-columns: minmax(0, 1fr); } }
-.scroll { overflow: auto; max-height: 26rem; }
+.scroll { overflow: auto; max-height: 28rem; min-width: 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--faint); padding-bottom: .25rem; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
@@ -155,17 +155,21 @@ def _runs(reports: Sequence[EvaluationReport]) -> str:
                 "" if floor is None or floor.silent is None else f"{floor.silent:.1%}",
             ]
         )
+    # Where settings and guards cross there are too many to draw; the table has them all.
+    shown = [
+        (name, _both(report.overall))
+        for name, report in zip(names, reports, strict=True)
+        if report.guard is None or report.without == main.without
+    ]
     headers = ["run", *metrics, "to the first", f"cosine {_MAIN}", "to cosine", "lost", "silent"]
     parts = [
         "<h2>Runs side by side</h2><p>One line for each embedder, each setting and each guard. <i>lost</i> and "
         "<i>silent</i> are at the embedder's default floor: answerable questions that lose a right hit, and foreign "
         "questions that get nothing.</p>",
-        bars(
-            f"{_MAIN} of every run, of memlayer and of plain cosine",
-            [(name, _both(report.overall)) for name, report in zip(names, reports, strict=True)],
-            series=_SERIES,
+        _pair(
+            bars(f"{_MAIN} by run, of memlayer and of plain cosine", shown, series=_SERIES),
+            _table("Every run", headers, rows),
         ),
-        _table("Every run", headers, rows),
     ]
     if len({report.guard for report in reports}) > 1:
         parts.append(_guards(reports))
@@ -236,7 +240,7 @@ def _calibration(report: EvaluationReport) -> str:
         for own, plain in zip(*_both_bins(report), strict=True)
     ]
     return _section(
-        f"Calibration: {escape(report.embedder)}",
+        f"Calibration: {_embedder(report)}",
         "Of the first ten hits of every question, how many are evidence, by their score. A line that rises says that a "
         "higher score is worth more. It lies below the diagonal wherever ten hits are asked for and few turns are "
         "evidence; the score says how likely it is that the store answers the question, which is what a floor needs.",
@@ -253,7 +257,7 @@ def _calibration(report: EvaluationReport) -> str:
 
 def _abstention(report: EvaluationReport) -> str:
     own, plain = report.abstention.recall, report.abstention.cosine
-    title, default = f"Abstention: {escape(report.embedder)}", own.default
+    title, default = f"Abstention: {_embedder(report)}", own.default
     by_floor = [
         Line("memlayer: right hits lost", [(each.floor, each.lost) for each in own.curve], 0),
         Line("plain cosine: right hits lost", [(each.floor, each.lost) for each in plain.curve], 1),
@@ -373,6 +377,10 @@ def _table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[str]], 
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _embedder(report: EvaluationReport) -> str:
+    return escape(f"{report.embedder}, {report.dimensions} dimensions")
 
 
 def _three(own: float, plain: float) -> list[str]:

@@ -164,6 +164,6 @@ def run_names(reports: Sequence[EvaluationReport]) -> list[str]:
     """A name for each run of one evaluation, the embedder in it where there are several."""
     several = len({(report.embedder, report.dimensions) for report in reports}) > 1
     return [
-        f"{report.embedder} ({report.dimensions}), {report.setting}" if several else report.setting
+        f"{report.embedder.rpartition('/')[2]} ({report.dimensions}), {report.setting}" if several else report.setting
         for report in reports
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["STYLE", "Line", "Mark", "bars", "lines"]
 
 STYLE: Final = """
-svg { display: block; width: 100%; height: auto; font: 12px system-ui, sans-serif; }
+svg { display: block; width: 100%; max-width: 40rem; height: auto; font: 12px system-ui, sans-serif; }
 svg text { fill: var(--ink); }
 svg .faint { fill: var(--faint); }
 svg .grid { stroke: var(--grid); stroke-width: 1; fill: none; }
@@ -35,7 +35,7 @@ svg .ring { fill: var(--paper); stroke: var(--ink); stroke-width: 2; }
 """What the classes look like; the variables are the page's."""
 
 _WIDTH: Final = 560
-_GREATEST_LABEL: Final = 30
+_GREATEST_LABEL: Final = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +143,11 @@ def lines(
     for number, line in enumerate(drawn_lines):
         drawn += _line(line, x=x, y=y, most=x_most, thin=number > 1)
     for mark in marks:
-        # Beside the point, on the side where there is room.
+        # Above the point, on the side where there is room.
         before = mark.x > x_most * 0.6
         drawn.append(
             f'<circle class="ring" cx="{x(mark.x):.1f}" cy="{y(mark.y):.1f}" r="5"/>'
-            f'<text x="{x(mark.x) + (-9 if before else 9):.1f}" y="{y(mark.y) + 16:.1f}" '
+            f'<text x="{x(mark.x) + (-9 if before else 9):.1f}" y="{y(mark.y) - 13:.1f}" '
             f"{_RIGHT if before else _MIDDLE}>{escape(mark.name)}</text>"
         )
     drawn += [
@@ -199,4 +199,8 @@ def _svg(title: str, drawn: Sequence[str], *, height: float) -> str:
 
 
 def _short(label: str) -> str:
-    return escape(label if len(label) <= _GREATEST_LABEL else f"{label[: _GREATEST_LABEL - 1]}…")
+    """What sets labels apart stands at their end as often as at their beginning."""
+    if len(label) <= _GREATEST_LABEL:
+        return escape(label)
+    half = _GREATEST_LABEL // 2
+    return escape(f"{label[: half - 1]}…{label[-half:]}")
