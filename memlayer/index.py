@@ -3,9 +3,9 @@
 Built from authenticated bytes only and never written anywhere. The database is `:memory:` with `temp_store=MEMORY`
 (without that, SQLite writes a large sort of an in-memory database to a file), and has no full-text table.
 
-A turn's row is a small integer, given in the order of `seq` and never again to another turn. Its vectors have the ids
-`row * MAX_PARTS`, `row * MAX_PARTS + 1`, ..., so that they sort as their turns do, and equal scores come in the order
-of writing.
+A turn's row is a small integer, given in the order of `seq`; when most rows are nobody's they are given anew. A turn's
+vectors have the ids `row * MAX_PARTS`, `row * MAX_PARTS + 1`, ..., so that they sort as their turns do: equal scores
+come in the order of writing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from memlayer.columns import Columns, Gone
 from memlayer.errors import InvalidInputError, LimitExceededError
-from memlayer.filters import Condition, Sql, column_value
+from memlayer.filters import MATCH_ALL, Condition, Sql, column_value
 from memlayer.records import History, Memory, Session, from_microseconds, to_microseconds
 from memlayer.searching import MAX_PARTS, MEMORY_COLUMNS, Searching, memory_of, positive
 from memlayer.vectors import (
@@ -77,6 +77,8 @@ CREATE INDEX fields_by_value ON fields (key, value);
 _PAGE_SIZE = 1_024
 # What SQLite, sqlite-vec and their statements hold beside the pages; the same ten memories, measured.
 _CONNECTION_BYTES = 100_000
+# Rows are given anew when more of them than this many times the turns, and these, were given.
+_GAPS, _FEW_ROWS = 2, 1_000
 # Statements differ with the shape of a filter. Each cached one holds some kilobytes, in every cached user.
 _CACHED_STATEMENTS = 16
 
@@ -159,6 +161,8 @@ class UserIndex(Searching):
                 freed = self._remove([*removed, *latest])
                 if latest:
                     self._add(sorted(latest.values(), key=lambda entry: entry.seq), freed=freed)
+                if self._next_row > _GAPS * len(self) + _FEW_ROWS:
+                    self._renumber()
         except apsw.ConstraintError:
             raise InvalidInputError("two memories of one user have the same place in the order of writing") from None
 
@@ -264,6 +268,26 @@ class UserIndex(Searching):
         for row, entry in zip(rows, entries, strict=True):
             self._columns.add(row, entry.memory, seq=entry.seq)
         self._add_vectors(entries, rows=rows)
+
+    def _renumber(self) -> None:
+        """Gives rows anew, in the same order and without gaps: what holds a place a row, and every recall that goes
+        over it, would otherwise grow with all that was ever written and forgotten."""
+        turns: list[Any] = self._turns(MEMORY_COLUMNS, MATCH_ALL, "ORDER BY row").fetchall()
+        olds = [turn[0] for turn in turns]
+        ids = self._vector_ids(np.array(olds, dtype=np.int64))
+        vectors = self._engine.vectors(ids)
+        self._engine.remove(ids)
+        # In this order every new row is free: it is never above the old one.
+        self._db.executemany("UPDATE turns SET row = ? WHERE row = ?", enumerate(olds))
+        self._db.executemany("UPDATE fields SET turn = ? WHERE turn = ?", enumerate(olds))
+        news = {old: new for new, old in enumerate(olds)}
+        self._parts = {news[old]: count for old, count in self._parts.items()}
+        self._pictures = {news[id_ // MAX_PARTS] * MAX_PARTS + id_ % MAX_PARTS for id_ in self._pictures}
+        self._columns = Columns()
+        for row, turn in enumerate(turns):
+            self._columns.add(row, memory_of(turn), seq=turn[_SEQ])
+        self._engine.add(self._vector_ids(np.arange(len(turns), dtype=np.int64)), vectors)
+        self._next_row = len(turns)
 
     def _add_vectors(self, entries: list[Entry], *, rows: list[int]) -> None:
         for row, entry in zip(rows, entries, strict=True):

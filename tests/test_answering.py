@@ -286,6 +286,30 @@ def test_an_index_answers_alike_however_it_came_to_be(entries, question, removed
     assert seen(answers(grown, question)) == seen(answers(at_once, question))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_was_written_and_forgotten_costs_nothing_later(engine):
+    """Rows are given anew when most are nobody's: the index answers, filters and forgets as one that was built of what
+    is there, in a place of its size."""
+    index = index_of(*chat(), engine=engine)
+    long = [entry(seq, f"the note {seq}", parts=1 + seq % 3, metadata={"n": seq}) for seq in range(9, 14)]
+    index.apply(long, removed=())
+    for start in range(100, 3_100, 200):
+        passing = [entry(seq, f"the error {seq}") for seq in range(start, start + 200)]
+        index.apply(passing, removed=())
+        index.apply([], removed=[one.key for one in passing])
+    late = entry(9_999, "The red boat is for sale", session="a", at=NOON + 9 * HOUR)
+    index.apply([late], removed=[long[1].key])
+    fresh = index_of(*chat(), long[0], *long[2:], late, engine=engine)
+    if engine == "flat":  # SQLite keeps the pages that are free, for later
+        assert index.nbytes < fresh.nbytes + 100_000
+    for question in ("Where is the red boat of Anna?", "note 12", "peanuts on 12 May"):
+        assert seen(answers(index, question, k=50)) == seen(answers(fresh, question, k=50))
+    assert texts(answers(index, "note", where={"n": 12})) == ["the note 12"]
+    assert index.keys() == fresh.keys()
+    index.apply([], removed=[late.key])
+    assert "The red boat is for sale" not in texts(answers(index, "red boat", k=50))
+
+
 # --- Many alike ---
 
 
