@@ -72,6 +72,8 @@ def unlink(
             unlinked.drop.append(items[item_id])
     updated = {row.memory_id for row in update}
     for row in tables.read_records_by_id(connection, user.uref, sorted(dropped)):
+        if row.memory_id not in dropped:
+            continue  # What is deleted is looked at twice.
         unlinked.facts.append(row.memory_id)
         if row.memory_id not in updated:
             unlinked.were.append(sealer.open_record(row, user=user).element)
@@ -92,6 +94,7 @@ def _changed(
     return {
         row.memory_id
         for row in rows
-        if said(sealer.open_record(row, user=user).memory)
+        if row.memory_id in now
+        and said(sealer.open_record(row, user=user).memory)
         != said(sealer.open_record(now[row.memory_id], user=user).memory)
     }

@@ -5,13 +5,16 @@ Each step asserts that its own answer is right. What it changes is told by the f
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memlayer import MemlayerError, MemoryStore, NotFoundError, RawKey, StoreDamagedError, Turn
+from memlayer.distiller import Distiller
 from memlayer.items import ItemKind
 from memlayer.store import open_to_reembed
 from memlayer.testing import HashingEmbedder
+from tests.distilling import turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -149,6 +152,31 @@ def replaces_by_what_has_no_image(world: World) -> Any:
 def looks_at_images(world: World) -> None:
     for name in USERS:
         assert _images(world.store, name, world.texts[name]) == world.images[name]
+
+
+def distils(world: World) -> Any:
+    """One round of a model's, which reads the first conversation."""
+    bob = world.store.user("bob")
+    known = {fact.id for fact in bob.facts()}
+
+    def model(messages: list[dict[str, str]]) -> str:
+        (number,) = [number for number, text in turns(messages).items() if text == world.texts["bob"]["1"]]
+        return json.dumps([{"fact": "bob says a fact", "sources": [number]}])
+
+    assert Distiller(bob, model=model, batch=100).run(calls=1).facts == 1
+    return lambda: world.texts["bob"].update({fact.id: fact.text for fact in bob.facts() if fact.id not in known})
+
+
+def forgets_a_source(world: World) -> Any:
+    """The fact goes with it."""
+    assert world.store.user("bob").forget("1") == 1
+
+    def gone() -> None:
+        for memory_id, text in list(world.texts["bob"].items()):
+            if memory_id == "1" or text == "bob says a fact":
+                del world.texts["bob"][memory_id]
+
+    return gone
 
 
 def remembers(world: World) -> Any:
@@ -371,9 +399,10 @@ def begins_anew(world: World) -> Any:
 STEPS: list[Callable[[World], Any]] = [
     recalls, lists, gets, remembers, remembers_with_an_id, remembers_it_again, replaces, remembers_many, updates,
     remembers_an_image, replaces_an_image, replaces_by_what_has_no_image, looks_at_images,
-    updates_the_text, recalls, puts_items, puts_items_of_the_same_names, reads_items, changes_and_drops_items,
+    updates_the_text, distils, recalls, puts_items, puts_items_of_the_same_names, reads_items, changes_and_drops_items,
     drops_items, reads_items, converses, asks, converses_on, is_answered, somebody_else_changes_items, reads_items,
-    somebody_else_writes, recalls_what_somebody_else_wrote, lists, forgets_by_id, forgets_by_condition, lists,
+    somebody_else_writes, recalls_what_somebody_else_wrote, lists, forgets_by_id, forgets_by_condition,
+    forgets_a_source, lists,
     exports_and_imports, reads_items, counts_users, changes_keys, backs_up, verifies,
     changes_the_embedder, erases, recalls, begins_anew,
     lists,
