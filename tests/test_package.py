@@ -75,7 +75,8 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {f"memlayer/{name}" for name in sources(ROOT / "memlayer") if not name.startswith("adapters/")}
     expected |= {f"memlayer/adapters/{name}" for name in sources(ROOT / "adapters")}
-    assert names == expected | {"memlayer/py.typed"}
+    data = {"memlayer/py.typed", "memlayer/calibration_data.jsonl", "memlayer/calibrations.json"}
+    assert names == expected | data
 
 
 def test_the_wheel_has_the_licence_and_the_command(wheel):
