@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,14 @@ ENGINES = ["sqlite-vec", "flat"]
 
 
 def entry(seq, text="the cat", *, at=NOON, parts=1, **fields):
-    plain = {"role": "user", "speaker": None, "session": None, "metadata": {}, "source": "user", "expires": None}
+    plain: dict[str, Any] = {
+        "role": "user",
+        "speaker": None,
+        "session": None,
+        "metadata": {},
+        "source": "user",
+        "expires": None,
+    }
     memory = Memory(id=f"id-{seq}", text=text, at=at, written=NOON, **{**plain, **fields})
     vectors = np.repeat(EMBEDDER.embed_documents([text]), parts, axis=0)
     return Entry(key=seq.to_bytes(16, "big"), seq=seq, stamp=bytes(32), memory=memory, vectors=vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -18,7 +19,14 @@ DAY = timedelta(days=1)
 
 
 def memory(text="the cat", *, at=NOON, **fields):
-    plain = {"role": "user", "speaker": None, "session": None, "metadata": {}, "source": "user", "expires": None}
+    plain: dict[str, Any] = {
+        "role": "user",
+        "speaker": None,
+        "session": None,
+        "metadata": {},
+        "source": "user",
+        "expires": None,
+    }
     return Memory(id="id", text=text, at=at, written=NOON, **{**plain, **fields})
 
 
@@ -90,7 +98,8 @@ TURNS = st.lists(
 @given(TURNS)
 def test_what_was_held_and_removed_leaves_no_trace(turns):
     """After any adds and removes: the columns, speakers, sessions and neighbours of those that are there."""
-    columns, held = Columns(), {}
+    columns = Columns()
+    held: dict[int, Any] = {}
     for seq, (row, text, speaker, session, hours, adds) in enumerate(turns):
         if row in held:
             columns.remove([gone(row, *held.pop(row))])

@@ -322,7 +322,7 @@ def test_the_users_own_questions_are_asked_of_what_was_there_before(tmp_path):
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Path:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "memories.db"
     with MemoryStore.open(path, keys=KEY) as opened:
         opened.user("alice").remember_many(chat(SAID))

@@ -95,7 +95,7 @@ def test_settings_share_what_was_embedded():
     """A second setting embeds nothing, turns or questions, that the first one has."""
     one, two = HashingEmbedder(), HashingEmbedder()
     compare(read_conversations(DATA), embedders=[one])
-    compare(read_conversations(DATA), embedders=[two], settings=[(), ("length",), ("context",)])
+    compare(read_conversations(DATA), embedders=[two], settings=[set(), {"length"}, {"context"}])
     assert one.texts == two.texts
 
 

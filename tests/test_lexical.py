@@ -98,7 +98,8 @@ CHANGES = st.lists(st.tuples(st.integers(0, 12), TEXTS, st.booleans()), max_size
 @given(CHANGES, st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join))
 def test_what_was_held_and_removed_leaves_no_trace(changes, question):
     """After any adds and removes the scores are those of an index that was built at once, to the last bit."""
-    index, texts = LexicalIndex(), {}
+    index = LexicalIndex()
+    texts: dict[int, str] = {}
     for row, text, adds in changes:
         if row in texts:
             index.remove({row: texts.pop(row)})

@@ -26,7 +26,7 @@ def test_a_question_about_a_speaker_is_as_they_would_say_it():
 def test_both_may_be_meant():
     """Each name counts."""
     question = read_question("What did Caroline tell Melanie?", speakers=["Caroline", "Melanie"])
-    assert (question.spoken, question.about) == ("What did I tell I?", {"Caroline", "Melanie"})
+    assert (question.spoken, question.about) == ("What did I tell I?", frozenset({"Caroline", "Melanie"}))
 
 
 @pytest.mark.parametrize("speakers", [[], ["Caroline"], ["Caroline", "user"], ["Caroline", "Assistant", "I"]])
