@@ -134,6 +134,8 @@ class Searching:
         rows = np.flatnonzero(self._columns.column("there"))
         if (candidates := self._candidates(condition)) is not None:
             rows = np.intersect1d(rows, candidates // MAX_PARTS)
+        if 0 in self._parts.values():  # these are for filters and history alone
+            rows = np.setdiff1d(rows, [row for row, parts in self._parts.items() if not parts])
         answering = Answering(
             self._columns,
             cosines=calibration.cosines(self._best_parts(query, less_luck="length" not in without)),

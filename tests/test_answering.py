@@ -220,6 +220,13 @@ def test_filters_restrict(engine):
     assert answers(index, "red cat", where={"n": 2}) == []
 
 
+def test_a_memory_without_vectors_is_not_found():
+    """With a filter or without: it is for filters and history."""
+    index = index_of(entry(0, "a red cat"), entry(1, "the red dog", parts=0))
+    assert texts(answers(index, "red dog")) == ["a red cat"]
+    assert texts(answers(index, "red dog", since=NOON - HOUR)) == ["a red cat"]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_small_stores(engine):
     """One that is empty, one of one turn, and fewer turns than are asked for."""
