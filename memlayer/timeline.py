@@ -28,6 +28,9 @@ _PAUSE = 12 * 60 * _MINUTE
 # Turns without a session are of one conversation while no more time passes than this. Not where none passes: those were
 # remembered at once, and may have nothing to do with each other.
 _PAUSE_OUTSIDE = 30 * _MINUTE
+# Where no time passes between two turns of a session, perhaps nobody knew more than the day. Then they follow each
+# other only if so few others at most were written between them.
+_WRITTEN_TOGETHER = 8
 
 
 class Timeline:
@@ -99,13 +102,17 @@ class Timeline:
         """Has the turn at a place and the one before it point to each other."""
         if place >= len(turns):
             return
-        at, _, row = turns[place]
+        at, seq, row = turns[place]
         if place == 0:
             self._before[row] = -1
             return
-        earlier, _, other = turns[place - 1]
+        earlier, its, other = turns[place - 1]
         apart = at - earlier
-        if apart > _PAUSE or (session is None and not 0 < apart <= _PAUSE_OUTSIDE):
+        if session is None:
+            linked = 0 < apart <= _PAUSE_OUTSIDE
+        else:
+            linked = 0 < apart <= _PAUSE or (not apart and seq - its <= _WRITTEN_TOGETHER + 1)
+        if not linked:
             self._before[row] = self._after[other] = -1
         else:
             self._before[row], self._after[other] = other, row

@@ -23,13 +23,18 @@ def expected(turns, row, distance):
         apart = abs(own[place + step][0] - own[place][0])
         if apart > 12 * 60 * MINUTE or (session is None and not 0 < apart <= 30 * MINUTE):
             return -1
+        if not apart and abs(own[place + step][1] - own[place][1]) > 9:
+            return -1
         place += step
     return own[place][2]
 
 
 CHANGES = st.lists(
     st.tuples(
-        st.integers(0, 9), st.sampled_from([None, "a", "b"]), st.integers(0, 80) | st.integers(0, 2_000), st.booleans()
+        st.integers(0, 9),
+        st.sampled_from([None, "a", "b"]),
+        st.integers(0, 2) | st.integers(0, 80) | st.integers(0, 2_000),
+        st.booleans(),
     ),
     max_size=40,
 )
@@ -59,3 +64,15 @@ def test_it_grows_with_its_rows():
         timeline.add(row, session="s", at=row, seq=row)
     assert np.array_equal(timeline.neighbours(-1)[:1000], np.arange(-1, 999))
     assert np.array_equal(timeline.neighbours(2)[:1000], [*range(2, 1000), -1, -1])
+
+
+def test_turns_of_one_day_are_no_conversation_where_they_were_not_written_together():
+    """Of memories that are dated by the day, those of one day may have nothing to do with each other."""
+    timeline = Timeline()
+    for row in range(30):
+        timeline.add(row, session="s", at=(row % 15) * 24 * 60 * MINUTE, seq=row)
+    assert set(timeline.neighbours(-1)[:30].tolist()) == {-1}
+    together = Timeline()
+    for row in range(30):
+        together.add(row, session="s", at=row // 2 * 24 * 60 * MINUTE, seq=row)
+    assert together.neighbours(1)[:30].tolist() == [row + 1 if row % 2 == 0 else -1 for row in range(30)]
