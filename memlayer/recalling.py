@@ -14,6 +14,7 @@ from memlayer.batch import find
 from memlayer.calibration import calibration_of
 from memlayer.embedding import embed_query, given_query
 from memlayer.errors import InvalidInputError, NotFoundError
+from memlayer.facts import with_sources
 from memlayer.filters import Condition
 from memlayer.questions import read_question
 from memlayer.ranking import checked_parts
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from memlayer.health import Breaker, Loading
     from memlayer.index import UserIndex
     from memlayer.ledger import Pending
+    from memlayer.lineage import Lineage
     from memlayer.questions import Question
     from memlayer.ranking import Part
     from memlayer.records import Session, Source
@@ -126,13 +128,15 @@ class Recalling:
             alive_at=now,
         )
         off = checked_parts(without)
-        with self._searching(query, without=off) as (index, vector, question, embedder):
+        with self._searching(query, without=off) as (index, vector, question, embedder, lineage):
             if index is None:
                 return Recall([])
             split = getattr(embedder, "split", None) if passages else None
-            shown = Shown(parts=explain, neighbours=neighbours, split=split)
+            # A fact that a newer one took the place of stays stored, and is an answer no more.
+            shown = Shown(parts=explain, neighbours=neighbours, split=split, hidden=lineage.superseded)
             if question is None:
-                return Recall(index.search(vector, k=k, condition=condition, floor=min_score or 0.0, shown=shown))
+                near = index.search(vector, k=k, condition=condition, floor=min_score or 0.0, shown=shown)
+                return Recall(with_sources(near, lineage=lineage, index=index))
             # Beside a hit stand turns that are none: they have their order already.
             stage = None if "reranker" in off or neighbours else self._second_stage
             calibration = calibration_of(embedder.identity)
@@ -148,6 +152,7 @@ class Recalling:
                 knows_all_languages=getattr(embedder, "languages", None) is None,
                 shown=shown,
             )
+            hits = with_sources(hits, lineage=lineage, index=index)
         return Recall(hits if stage is None else stage.order(str(query), hits)[:k])
 
     def history(self, *, session: str | None = None, limit: int = 50, before: str | None = None) -> History:
@@ -198,9 +203,10 @@ class Recalling:
     @contextmanager
     def _searching(
         self, query: str | NDArray[np.float32], *, without: Collection[str]
-    ) -> Iterator[tuple[UserIndex | None, NDArray[np.float32], Question | None, Embedder]]:
+    ) -> Iterator[tuple[UserIndex | None, NDArray[np.float32], Question | None, Embedder, Lineage]]:
         """The index, locked; the query's vector in the space of the index's vectors; the question, where the query is a
-        text; and the embedder. No index where there is nothing to search, and then no model was loaded."""
+        text; the embedder; and where facts are from. No index where there is nothing to search, and then no model was
+        loaded."""
         resident, given = self._resident, not isinstance(query, str)
         question: Question | None = None
         vector = np.empty(0, np.float32)
@@ -218,7 +224,7 @@ class Recalling:
                     looked = -math.inf  # evicted, or erased
                     continue
                 if user is None or index is None or not len(index):
-                    yield None, vector, None, self._spaces.own
+                    yield None, vector, None, self._spaces.own, resident.lineage
                     return
                 if given:
                     self._spaces.check_own(user)
@@ -226,7 +232,7 @@ class Recalling:
                 if given or (
                     embedder is not None and embedder.identity.digest() == self._vault.digest(user.embedder_no)
                 ):
-                    yield index, vector, question, embedder or self._spaces.own
+                    yield index, vector, question, embedder or self._spaces.own, resident.lineage
                     return
                 looked = time.monotonic()
                 embedder = self._spaces.of(user)

@@ -43,11 +43,13 @@ class Shown:
     Attributes:
         parts: what each score is made of.
         neighbours: up to so many turns before and after each hit.
+        hidden: the keys of memories that are not to be found.
         split: for the best passage of a long text, how the embedder splits texts; None shows none.
     """
 
     parts: bool = False
     neighbours: int = 0
+    hidden: Collection[bytes] = ()
     split: Callable[[str], Sequence[str]] | None = None
 
 
@@ -97,7 +99,7 @@ class Searching:
             InvalidInputError: a vector of another shape or not finite, or `k` is not positive.
         """
         query = self._query(vector)
-        candidates = self._candidates(condition)
+        candidates = self._candidates(condition, hidden=shown.hidden)
         best = self._best_turns(query, k=positive(k, name="k"), candidates=candidates, floor=floor)
         found = [Picked(row, cosine, {"vector": cosine}, 1) for row, cosine in best]
         return self._hits(found, [turn.value for turn in found], query=query, candidates=candidates, shown=shown)
@@ -132,7 +134,7 @@ class Searching:
         """
         query = self._query(vector)
         rows = np.flatnonzero(self._columns.column("there"))
-        if (candidates := self._candidates(condition)) is not None:
+        if (candidates := self._candidates(condition, hidden=shown.hidden)) is not None:
             rows = np.intersect1d(rows, candidates // MAX_PARTS)
         if 0 in self._parts.values():  # these are for filters and history alone
             rows = np.setdiff1d(rows, [row for row, parts in self._parts.items() if not parts])
@@ -243,14 +245,17 @@ class Searching:
         query: FloatVector = unit(vector[None, :])[0]
         return query
 
-    def _candidates(self, condition: Condition) -> Ids | None:
+    def _candidates(self, condition: Condition, *, hidden: Collection[bytes] = ()) -> Ids | None:
         """The ids of the vectors of the turns that fulfil the condition; None where that is every turn."""
         if condition.alive_at is not None and not self._any_expired(condition.alive_at):
             condition = replace(condition, alive_at=None)
-        if condition.sql == MATCH_ALL:
+        if condition.sql == MATCH_ALL and not hidden:
             return None
-        rows = self._turns("row", condition.sql)
-        return self._vector_ids(np.fromiter((row for (row,) in rows), dtype=np.int64))
+        rows = np.fromiter((row for (row,) in self._turns("row", condition.sql)), dtype=np.int64)
+        if hidden:
+            gone = self._db.executemany("SELECT row FROM turns WHERE key = ?", ((key,) for key in hidden))
+            rows = np.setdiff1d(rows, np.fromiter((row for (row,) in gone), dtype=np.int64))
+        return self._vector_ids(rows)
 
     def _any_expired(self, at: datetime) -> bool:
         """Whether anything has: most users' memories never expire, and then all vectors are searched as they lie."""

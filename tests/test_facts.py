@@ -175,6 +175,20 @@ def test_superseding_deletes_nothing(alice):
         assert set(resident.lineage.superseded) == {bytes.fromhex(old.id)}
 
 
+def test_recall_leaves_out_what_was_superseded(alice):
+    """By a question and by a vector, also beside a hit; the newer fact says which turns it is from."""
+    alice.remember("I live in Lisbon", at=AT)
+    moved = alice.remember("I moved to Porto", session="later", at=AT + DAY)
+    distil(alice, *MOVES)
+    old, new = alice.facts()
+    vector = HashingEmbedder().embed_query("Alice lives in Lisbon")
+    for found in (alice.recall("Alice lives", min_score=0, neighbours=1), alice.recall(vector, k=10)):
+        by_id = {hit.id: hit for hit in found}
+        assert old.id not in by_id
+        assert moved.id in by_id[new.id].sources
+        assert not by_id[moved.id].sources
+
+
 def test_only_what_is_not_newer_is_superseded(alice):
     """An old chat that is read later does not make out of date what was said after it."""
     alice.remember("I moved to Porto", session="a", at=AT + DAY)
