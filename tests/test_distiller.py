@@ -524,7 +524,7 @@ def test_failures_in_the_background_are_quiet(alice, caplog):
         for n in range(6):
             alice.remember(SECRET)
             assert not distiller.flush()
-            assert len(asked) == min(n + 1, 3)
+            assert 0 < len(asked) <= 3  # the background may have come first
         assert (distiller.health.ok, distiller.health.error) == (False, "distil")
         assert distiller.health.paused > 0
     assert alice.health.ok
