@@ -34,7 +34,8 @@ class Bin(_Value):
         low, high: of the scores, `low <= score < high`, and 1 with the last.
         hits: how many there are.
         score: their mean score; None where there are none.
-        evidence: how many of them are evidence, as a share; None where there are none.
+        evidence: how many of them are evidence (of questions: how many are own ones), as a share; None where there are
+            none.
     """
 
     low: float

@@ -19,7 +19,7 @@ from memlayer.curves import abstention, reliability
 from memlayer.embedders.resolve import resolve
 from memlayer.embedding import embed_query, embed_texts
 from memlayer.errors import InvalidInputError
-from memlayer.evaluation_answers import Answer, comparison, grouped, in_order, missed, once, origin, weakest
+from memlayer.evaluation_answers import Answer, best, comparison, grouped, in_order, missed, once, origin, weakest
 from memlayer.evaluation_report import Abstentions, Calibrations, Comparison, EvaluationReport, Times
 from memlayer.exact_cosine import ExactCosine
 from memlayer.guards import guarded, with_foreign
@@ -290,6 +290,8 @@ class _Run:
             calibration=Calibrations(
                 recall=reliability([hit for answer in answers for hit in answer.hits]),
                 cosine=reliability([hit for answer in answers for hit in answer.cosines]),
+                answered=reliability(best([answer.hits for answer in answers], self._strange[number])),
+                answered_cosine=reliability(best([answer.cosines for answer in answers], self._strange_cosines)),
             ),
             abstention=Abstentions(
                 recall=abstention(

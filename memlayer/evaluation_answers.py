@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from memlayer.evaluation_file import Conversation, Question
 
-__all__ = ["Answer", "comparison", "grouped", "in_order", "missed", "once", "origin", "weakest"]
+__all__ = ["Answer", "best", "comparison", "grouped", "in_order", "missed", "once", "origin", "weakest"]
 
 _SHOWN_FOUND = 3
 
@@ -51,6 +51,16 @@ def once(found: Iterable[tuple[str, float]], origins: Mapping[str, str]) -> list
     for id_, fit in found:
         best.setdefault(origin(id_, origins), fit)
     return list(best.items())
+
+
+def best(own: Sequence[Sequence[tuple[float, bool]]], foreign: Sequence[float]) -> list[tuple[float, bool]]:
+    """The score of each question's best hit, and whether the question was an own one; of those without hits nothing.
+
+    Args:
+        own: for each question that can be answered its hits, best first.
+        foreign: for each foreign question the score of its best hit.
+    """
+    return [(hits[0][0], True) for hits in own if hits] + [(score, False) for score in foreign]
 
 
 def weakest(hits: Sequence[tuple[float, bool]]) -> float | None:

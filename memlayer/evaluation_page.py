@@ -225,33 +225,43 @@ def _slices(report: EvaluationReport) -> str:
 
 
 def _calibration(report: EvaluationReport) -> str:
+    found = report.calibration
     drawn = [
-        Line(name, [(b.score, b.evidence) for b in bins if b.score is not None and b.evidence is not None], kind, True)
-        for kind, (name, bins) in enumerate(zip(_SERIES, _both_bins(report), strict=True))
+        _by_score("memlayer: a hit is evidence", found.recall, 0),
+        _by_score("plain cosine: a hit is evidence", found.cosine, 1),
     ]
+    told = (
+        "Of the first ten hits of every question, how many are evidence, by their score. A line that rises says that a "
+        "higher score is worth more; it lies below the diagonal, because ten hits are shown and few turns are evidence."
+    )
+    if report.abstention.recall.foreign:
+        drawn += [
+            _by_score("memlayer: the store answers", found.answered, 0),
+            _by_score("plain cosine: the store answers", found.answered_cosine, 1),
+        ]
+        told += (
+            " The thin lines are what a floor needs: of all questions, own and foreign, how many are own ones, by the "
+            "score of the best hit. Half of them are, so that a score which says nothing gives .5 everywhere."
+        )
     rows = [
         [
-            f"{own.low:.1f} to {own.high:.1f}",
-            str(own.hits),
-            _share(own.evidence),
-            str(plain.hits),
-            _share(plain.evidence),
+            f"{bins[0].low:.1f} to {bins[0].high:.1f}",
+            *(cell for each in bins for cell in (str(each.hits), _share(each.evidence))),
         ]
-        for own, plain in zip(*_both_bins(report), strict=True)
+        for bins in zip(found.recall, found.answered, found.cosine, found.answered_cosine, strict=True)
     ]
+    headers = ["score", "hits", "evidence", "questions", "own", "cosine: hits", "evidence", "questions", "own"]
     return _section(
         f"Calibration: {_embedder(report)}",
-        "Of the first ten hits of every question, how many are evidence, by their score. A line that rises says that a "
-        "higher score is worth more. It lies below the diagonal wherever ten hits are asked for and few turns are "
-        "evidence; the score says how likely it is that the store answers the question, which is what a floor needs.",
+        told,
         lines(
-            "How often a hit is evidence, by its score",
+            "How often a hit is evidence, and how often the store answers, by the score",
             drawn,
             x_name="score (plain cosine: the cosine)",
-            y_name="share that is evidence",
+            y_name="share",
             diagonal=True,
         ),
-        _table("Hits by score", ["score", "hits", "evidence", "cosine: hits", "evidence"], rows),
+        _table("Hits and questions by score", headers, rows),
     )
 
 
@@ -391,8 +401,9 @@ def _both(comparison: Comparison) -> tuple[float, float]:
     return comparison.recall[_MAIN], comparison.cosine[_MAIN]
 
 
-def _both_bins(report: EvaluationReport) -> tuple[list[Bin], list[Bin]]:
-    return report.calibration.recall, report.calibration.cosine
+def _by_score(name: str, bins: Sequence[Bin], kind: int) -> Line:
+    points = [(each.score, each.evidence) for each in bins if each.score is not None and each.evidence is not None]
+    return Line(name, points, kind, dots=True)
 
 
 def _silent(curve: Sequence[Floor]) -> list[tuple[float, float]]:

@@ -61,15 +61,18 @@ class Times(_Report):
 
 
 class Calibrations(_Report):
-    """How often the first ten hits of a question are evidence, by their score.
+    """What scores mean; of cosines, those below 0 count as 0.
 
     Attributes:
-        recall: the scores that recall gives.
-        cosine: cosines, those below 0 as 0.
+        recall, cosine: how often the first ten hits of a question are evidence, by their score.
+        answered, answered_cosine: how often a question is one that the store answers, and no foreign one, by the score
+            of its best hit.
     """
 
     recall: list[Bin]
     cosine: list[Bin]
+    answered: list[Bin]
+    answered_cosine: list[Bin]
 
 
 class Abstentions(_Report):

@@ -125,6 +125,7 @@ def test_foreign_questions_are_asked(reports):
     """Each conversation is asked the other's questions that count; floors are looked at from 0 to 1, and the higher,
     the more is lost and the more foreign questions get nothing."""
     curve = reports[0].abstention.recall.curve
+    assert sum(each.hits for each in reports[0].calibration.answered) == 12
     assert reports[0].abstention.recall.foreign == 6
     assert (curve[0].lost, curve[0].silent) == (0, 0)
     assert [each.lost for each in curve] == sorted(each.lost for each in curve)
