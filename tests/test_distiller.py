@@ -521,7 +521,7 @@ def test_failures_in_the_background_are_quiet(alice, caplog):
 
     with Distiller(alice, model=fails, every=1) as distiller:
         assert distiller.health.ok
-        for n in range(6):
+        for _ in range(6):
             alice.remember(SECRET)
             assert not distiller.flush()
             assert 0 < len(asked) <= 3  # the background may have come first
