@@ -44,7 +44,7 @@ __all__ = ["Figures", "calibrate"]
 _K: Final = 10
 # Of questions with an answer so many may lose a correct turn. Six in ten of the shipped ones avoid every word of their
 # answer on purpose, far more than people's do: of LoCoMo's questions a third as many lose one (docs/decisions/0016).
-_MOST_LOST: Final = 0.1
+_MOST_LOST: Final = 0.08
 # Less between the two means than this is no difference that could be stretched.
 _LEAST_GAP: Final = 0.01
 _LEAST_VARIANCE: Final = 1e-6
@@ -62,7 +62,8 @@ class Figures:
         calibration: the embedder's numbers.
         evidence, other: its mean cosines of a question with its evidence, and with turns of other chats.
         questions: how many questions with an answer were asked; as often in several memories.
-        lost: the share of those that lose a correct turn of the first ten at the floor.
+        lost: the share of those that lose a correct turn of the first ten at the floor; both kinds of memory, of people
+            and of a user with an assistant, count alike.
         foreign: how many questions without an answer were asked.
         silent: the share of those that get nothing at the floor.
     """
@@ -82,12 +83,14 @@ class _Tried:
 
     Attributes:
         answered: whether something answers it.
+        named: whether the memory is of people with names, and not of a user with an assistant.
         turns: the logarithm of how many turns it was asked of.
         top: the best value.
         weakest: the value of the last correct turn among the first ten; nan where none is.
     """
 
     answered: NDArray[np.bool_]
+    named: NDArray[np.bool_]
     turns: NDArray[np.float64]
     top: NDArray[np.float64]
     weakest: NDArray[np.float64]
@@ -121,20 +124,23 @@ def calibrate(
     scale = round(spread.weight / _MINILM.weight, 3)
     shift = round(_MINILM.other - scale * spread.other, 3)
     tried = _tried(tried_on, vectors, Calibration(scale=scale, shift=shift, steep=1.0, middle=0.0, growth=0.0))
-    growth = Calibration(growth=round(_slope(tried.turns[~tried.answered], tried.top[~tried.answered]), 3)).growth
+    alike = _alike(tried.named)
+    foreign = ~tried.answered
+    slope = _slope(tried.turns[foreign], tried.top[foreign], kinds=tried.named[foreign], weights=alike[foreign])
+    growth = Calibration(growth=round(slope, 3)).growth
     top, weakest = tried.top - growth * tried.turns, tried.weakest - growth * tried.turns
-    steep, middle = _platt(top, tried.answered)
-    correct = weakest[np.isfinite(weakest)]
-    least = float(np.quantile(correct, _MOST_LOST))
+    steep, middle = _platt(top, tried.answered, weights=alike)
+    found = np.isfinite(weakest)
+    least = _quantile(weakest[found], _MOST_LOST, weights=alike[found])
     numbers = Calibration(scale=scale, shift=shift, steep=round(steep, 1), middle=round(middle, 3), growth=growth)
     return Figures(
         calibration=numbers.model_copy(update={"floor": round(numbers.score(least, top=least, turns=1), 3)}),
         evidence=spread.evidence,
         other=spread.other,
-        questions=len(correct),
-        lost=float((correct < least).mean()),
-        foreign=int((~tried.answered).sum()),
-        silent=float((top[~tried.answered] < least).mean()),
+        questions=int(found.sum()),
+        lost=float(np.average(weakest[found] < least, weights=alike[found])),
+        foreign=int(foreign.sum()),
+        silent=float(np.average(top[foreign] < least, weights=alike[foreign])),
     )
 
 
@@ -209,7 +215,7 @@ def _spread(told: Sequence[Chat], vectors: _Vectors) -> _Spread:
 
 def _tried(tried_on: Sequence[Trial], vectors: _Vectors, calibration: Calibration) -> _Tried:
     """Asks every question; the values are read back from scores without a middle, whose logits they are."""
-    answered, turns, tops, weakest = [], [], [], []
+    answered, named, turns, tops, weakest = [], [], [], [], []
     for trial in tried_on:
         index = UserIndex(dimensions=vectors.dimensions)
         index.apply(
@@ -235,27 +241,48 @@ def _tried(tried_on: Sequence[Trial], vectors: _Vectors, calibration: Calibratio
             )
             values = [math.log(hit.score / (1 - hit.score)) / calibration.steep for hit in hits]
             answered.append(bool(asked.evidence))
+            named.append(bool(trial.speakers))
             turns.append(math.log(len(trial.turns)))
             tops.append(values[0])
             found = [value for value, hit in zip(values, hits, strict=True) if hit.id in asked.evidence]
             weakest.append(min(found, default=math.nan))
         index.close()
-    return _Tried(np.array(answered), np.array(turns), np.array(tops), np.array(weakest))
+    return _Tried(np.array(answered), np.array(named), np.array(turns), np.array(tops), np.array(weakest))
 
 
-def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Of the line through the points with the least squares."""
-    off = x - x.mean()
-    return float(off @ (y - y.mean()) / (off @ off))
+def _alike(named: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Weights with which both kinds of memory count alike, however many questions each has."""
+    weights: NDArray[np.float64] = np.where(named, 0.5 / max(named.sum(), 1), 0.5 / max((~named).sum(), 1))
+    return weights
 
 
-def _platt(values: NDArray[np.float64], answered: NDArray[np.bool_]) -> tuple[float, float]:
-    """The logistic curve that gives the answered ones the likeliest probabilities, both kinds counting alike.
+def _slope(
+    x: NDArray[np.float64], y: NDArray[np.float64], *, kinds: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> float:
+    """Of parallel lines through the points, one for each kind, with the least squares."""
+    x, y = x.copy(), y.copy()
+    for kind in (kinds, ~kinds):
+        if kind.any():
+            x[kind] -= x[kind].mean()
+            y[kind] -= y[kind].mean()
+    return float((weights * x * y).sum() / (weights * x * x).sum())
+
+
+def _quantile(values: NDArray[np.float64], share: float, *, weights: NDArray[np.float64]) -> float:
+    order = np.argsort(values)
+    below = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][np.searchsorted(below, share)])
+
+
+def _platt(
+    values: NDArray[np.float64], answered: NDArray[np.bool_], *, weights: NDArray[np.float64]
+) -> tuple[float, float]:
+    """The logistic curve that gives the answered ones the likeliest probabilities, these and the others counting alike.
 
     Returns:
         (steep, middle), by Newton's method.
     """
-    weights = np.where(answered, 0.5 / answered.sum(), 0.5 / (~answered).sum())
+    weights = weights * np.where(answered, 0.5 / weights[answered].sum(), 0.5 / weights[~answered].sum())
     # Each kind is taken to hold one value of the other more than it does (Platt 1999): the curve stays finite where
     # the two are apart.
     targets = np.where(answered, 1 - 1 / (answered.sum() + 2), 1 / ((~answered).sum() + 2))

@@ -62,8 +62,8 @@ class Calibration(BaseModel):
     scale: float = 1.0
     shift: float = 0.0
     steep: float = 14.0
-    middle: float = 0.2
-    growth: float = 0.04
+    middle: float = 0.18
+    growth: float = 0.045
     floor: float = 0.0
 
     @field_validator(*_BOUNDS)

@@ -225,10 +225,10 @@ def test_a_crowded_embedder_is_spread(some, plain):
 
 
 def test_the_floor_loses_few_and_keeps_back_many(plain):
-    """At the floor at most a tenth of the answered questions lose a turn, and even by words alone half of the foreign
-    ones get nothing."""
-    assert plain.lost <= 0.11
-    assert plain.silent > 0.5
+    """At the floor at most one in twelve of the answered questions loses a turn, and even by words alone four in ten of
+    the foreign ones get nothing."""
+    assert plain.lost <= 0.085
+    assert plain.silent > 0.4
 
 
 def test_an_embedder_that_tells_nothing_apart_is_refused(some):
@@ -244,7 +244,7 @@ def test_the_shipped_numbers_are_found_again():
     figures = calibrate(embedder)
     for name, value in figures.calibration.model_dump().items():
         assert value == pytest.approx(getattr(shipped, name), rel=0.02, abs=0.005), name
-    assert figures.silent > 0.7
+    assert figures.silent > 0.65
 
 
 # --- What a recall keeps back ---
