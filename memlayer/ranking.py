@@ -56,6 +56,8 @@ PARTS: Final[tuple[Part, ...]] = get_args(Part)
 _SHORT, _LONG = 300, 900
 # How far a neighbour's weight depends on its being short too: a long one is about many things.
 _SHORT_NEIGHBOUR = 0.5
+# A neighbour of fewer characters says little of what it is about: "Noted." beside every turn would only dilute them.
+_SAYS_SOMETHING = 60
 VECTOR_NEIGHBOURS: Final[Mapping[int, float]] = {-1: 0.25, 1: 0.25, -2: 0.1, 2: 0.1}
 LEXICAL_NEIGHBOURS: Final[Mapping[int, float]] = {-1: 0.4, 1: 0.3, -2: 0.2, 2: 0.1}
 DISTANCES: Final = (1, -1, 2, -2)
@@ -131,7 +133,13 @@ def beside(widths: NDArray[np.int32], neighbours: Mapping[int, Rows]) -> Beside:
     for distance, found in rows.items():
         need = short[:-1] * (np.float32(1 - _SHORT_NEIGHBOUR) + np.float32(_SHORT_NEIGHBOUR) * short[found])
         needs[distance] = np.append(np.where(found == none, np.float32(0), need), np.float32(0)).astype(np.float32)
-    vectors = np.stack([np.float32(VECTOR_NEIGHBOURS[distance]) * needs[distance][:-1] for distance in DISTANCES])
+    says = np.append(np.minimum(widths / np.float32(_SAYS_SOMETHING), 1), np.float32(0)).astype(np.float32)
+    vectors = np.stack(
+        [
+            np.float32(VECTOR_NEIGHBOURS[distance]) * needs[distance][:-1] * says[rows[distance]]
+            for distance in DISTANCES
+        ]
+    )
     whole = np.ones(none, dtype=np.float32)
     for weights in vectors:
         whole += weights

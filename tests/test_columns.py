@@ -127,12 +127,12 @@ def test_what_was_held_and_removed_leaves_no_trace(turns):
 
 
 def test_short_turns_lean_on_short_neighbours():
-    """A turn of 900 characters needs none; a long neighbour counts half."""
-    turns = [("a" * 10), ("b" * 300), ("c" * 900), ("d" * 10)]
+    """A turn of 900 characters needs none; a long neighbour counts half, one of 15 characters a quarter."""
+    turns = [("a" * 15), ("b" * 300), ("c" * 900), ("d" * 15)]
     columns = of(*(memory(text, session="s", at=NOON + number * DAY / 24) for number, text in enumerate(turns)))
     before = DISTANCES.index(-1)
     after = DISTANCES.index(1)
-    assert columns.beside.vectors[before].tolist() == [0.0, 0.25, 0.0, 0.125]
+    assert columns.beside.vectors[before].tolist() == [0.0, 0.0625, 0.0, 0.125]
     assert columns.beside.vectors[after].tolist() == [0.25, 0.125, 0.0, 0.0]
 
 

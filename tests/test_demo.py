@@ -69,10 +69,12 @@ def test_the_demo_proves_what_it_says(played):
 
 
 def test_the_second_process_is_given_what_answers_each_question(played):
-    """Every question of day two has a recalled memory with a score, a block, and a reply that says it is no model's."""
+    """Every question of day two has a recalled memory with a score, a block, and a reply that says it is no model's; what
+    answers none of them stays below the floor."""
     _, done = played
     second_day = done.stdout.partition("== Day two")[2]
-    assert len(re.findall(r"recalled, score 0\.\d{3}  2026-03-0", second_day)) == 2 * len(script.DAY_TWO)
+    recalled = len(re.findall(r"recalled, score 0\.\d{3}  2026-03-0", second_day))
+    assert len(script.DAY_TWO) <= recalled < 2 * len(script.DAY_TWO)
     for line in script.DAY_TWO:
         assert line.text in second_day
         assert line.needs in second_day
