@@ -69,8 +69,8 @@ def test_the_demo_proves_what_it_says(played):
 
 
 def test_the_second_process_is_given_what_answers_each_question(played):
-    """Every question of day two has a recalled memory with a score, a block, and a reply that says it is no model's; what
-    answers none of them stays below the floor."""
+    """Every question of day two has a recalled memory with a score, a block, and a reply that says it is no model's;
+    what answers none of them stays below the floor."""
     _, done = played
     second_day = done.stdout.partition("== Day two")[2]
     recalled = len(re.findall(r"recalled, score 0\.\d{3}  2026-03-0", second_day))

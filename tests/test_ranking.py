@@ -81,8 +81,8 @@ def in_a_row(count):
 
 @given(CONVERSATIONS)
 def test_context_is_the_weighted_mean_of_a_turn_and_its_neighbours(turns):
-    """Short turns lean on neighbours, on short ones twice as much as on long ones, and on those of a word or two hardly;
-    long turns on none."""
+    """Short turns lean on neighbours, on short ones twice as much as on long ones, and on those of a word or two
+    hardly; long turns on none."""
     widths, own = (np.array([turn[field] for turn in turns]) for field in (0, 1))
     found = in_context(own.astype(np.float32), beside=beside(widths.astype(np.int32), in_a_row(len(turns))))
     short = [min(max((900 - width) / 600, 0), 1) for width in widths]
