@@ -184,7 +184,7 @@ class _Hop:
             for event in events:
                 yield event
                 self.note(event)
-        except Exception:
+        except Exception:  # goes on to the caller; no `finally`: a reader who leaves has no end to note
             self.end()
             raise
         self.end()
@@ -195,7 +195,7 @@ class _Hop:
             async for event in events:
                 yield event
                 self.note(event)
-        except Exception:
+        except Exception:  # goes on to the caller; no `finally`: a reader who leaves has no end to note
             self.end()
             raise
         self.end()
