@@ -3,9 +3,8 @@
     agent = Agent(model, capabilities=[MemoryCapability(alice, session="s1")])
     agent = Agent(model, deps_type=Deps, capabilities=[MemoryCapability(lambda ctx: store.user(ctx.deps.user))])
 
-What it adds is in one request only, behind whatever else changes that: never in the run's messages, nor in what a
-history processor keeps. Of a tool loop the user's turn and the answer that ends the
-run are remembered, once each; an answer that a validator sent back is not.
+What it adds is in one request only: never in the run's messages, nor in what a history processor keeps. Of a tool loop
+the user's turn and the answer that ends the run are remembered, once each; one that a validator sent back is not.
 
 Different here: an agent with an `output_type` that is no str answers by calling a tool, which is no text to remember.
 `placement="system"` is among the instructions; so is the block while OpenAI keeps the conversation

@@ -266,13 +266,14 @@ def calibrated(value: float, *, top: float, steep: float, middle: float) -> floa
     """A value as a score, 0 to 1.
 
     Whether anything in the store answers a question shows best in the best value; how a turn compares to the best one,
-    in its own. Both count (Platt scaling: Platt 1999).
+    in its own. Both count, so the best turn vouches for those close behind it, but only so far: what has nothing to do
+    with a question scores low beside a perfect answer too. The curve is Platt's (Platt 1999).
     """
-    exponent = steep * (_MIX * top + (1 - _MIX) * value - middle)
+    exponent = steep * (min(_MIX * top + (1 - _MIX) * value, value + _VOUCHED) - middle)
     return 1 / (1 + math.exp(-min(max(exponent, -30.0), 30.0)))
 
 
-_MIX = 0.7
+_MIX, _VOUCHED = 0.7, 0.15
 
 
 def score(cosine: float) -> float:

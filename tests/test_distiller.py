@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from tests.adapters.loopback import Request
 
 pytestmark = [
-    # Of pydantic, about classes of LiteLLM's; seen with LiteLLM 1.110 and pydantic 2.14, once a process.
-    pytest.mark.filterwarnings("ignore:Items? .*`ReadOnly` qualifier:UserWarning"),
     pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning"),
     # LiteLLM keeps a client an address, and lets go of the oldest without closing its connections.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -35,8 +35,6 @@ from tests.adapters.wires import embeddings as wire
 from tests.conftest import KEY
 
 pytestmark = [
-    # Of pydantic, about classes of LiteLLM's; seen with LiteLLM 1.110 and pydantic 2.14, once a process.
-    pytest.mark.filterwarnings("ignore:Items? .*`ReadOnly` qualifier:UserWarning"),
     # LiteLLM keeps a client an address, and lets go of the oldest without closing its connections.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -21,8 +21,6 @@ from tests.adapters.loopback import Loopback
 from tests.adapters.wires import embeddings as wire
 
 pytestmark = [
-    # Of pydantic, about classes of LiteLLM's; seen with LiteLLM 1.110 and pydantic 2.14, once a process.
-    pytest.mark.filterwarnings("ignore:Items? .*`ReadOnly` qualifier:UserWarning"),
     pytest.mark.filterwarnings("ignore:The `dict` method is deprecated:DeprecationWarning"),
     # LiteLLM keeps a client an address, and lets go of the oldest without closing its connections.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from memlayer import MemlayerError, MemoryStore, RawKey, opening
 from memlayer.database import Database
 from memlayer.items import ItemKind, named
+from memlayer.sealer import OpenedItem
 from memlayer.testing import HashingEmbedder
 from memlayer.vault import Vault
 
@@ -58,6 +59,7 @@ def fill(store: MemoryStore) -> None:
         user.remember(f"{name} likes milk", session="s2", role="assistant", id="second")
         user.update("second", metadata={"n": 2, "deep": {"list": [1, 2.5, None, True]}})
         user.forget(gone.id)
+        user.remember(f"{name} showed a picture", image=f"GIF89a of {name}".encode(), id="shown")
         with user.items(ItemKind.TOOL_FILE).change() as items:
             items |= {"notes": f"{name} has notes".encode(), "empty": b"", "gone": b"what is to go"}
         with user.items(ItemKind.FRAMEWORK).change() as items:
@@ -66,6 +68,11 @@ def fill(store: MemoryStore) -> None:
             items["notes"] += b", and more of them"
             del items["gone"]
     store.user("alice").remember("a long text, over several pages of the file: " + "words and words and " * 800)
+
+
+def _shown(item: OpenedItem) -> tuple[Any, ...]:
+    """What an item is; an image shows with its memory."""
+    return (item.kind, item.item_id) if item.kind == ItemKind.IMAGE else (item.kind, *named(item))
 
 
 class StorageReader:
@@ -99,10 +106,17 @@ class StorageReader:
                     total = sum(record.element for record in records) + sum(item.element for item in items)
                     if not user.manifest.holds(records=len(records), items=len(items), total=total):
                         vault.refuse_rows()
-                    found.append(sorted((item.kind, *named(item)) for item in items))
+                    found.append(sorted(_shown(item) for item in items))
                     found.append(
                         [
-                            (record.memory_id, record.seq, record.memory, record.own_id, record.vectors.tobytes())
+                            (
+                                record.memory_id,
+                                record.seq,
+                                record.memory,
+                                record.own_id,
+                                record.vectors.tobytes(),
+                                vault.image(connection, user, record),
+                            )
                             for record in sorted(records, key=lambda record: record.seq)
                         ]
                     )
@@ -191,8 +205,9 @@ def read_public(path: Path) -> list[Any]:
             user = store.user(name)
             turns = list(user.history(limit=1_000))
             recalled = [[(hit.id, hit.score) for hit in user.recall(turn.text, k=1_000)] for turn in turns]
-            items = [user.items(kind).read() for kind in ItemKind]
-            found.append([turns, recalled, user.sessions(), user.count(), items])
+            images = [user.image(turn.id) for turn in turns]
+            items = [user.items(kind).read() for kind in ItemKind if kind != ItemKind.IMAGE]
+            found.append([turns, recalled, user.sessions(), user.count(), images, items])
         return found
 
 

@@ -52,6 +52,8 @@ def make_store(path: Path) -> Old:
             user = store.user(name)
             for number in range(4):
                 user.remember(f"{name} says {number}", id=f"own {number}", metadata={"n": number}, session="s")
+            for number in range(3):
+                user.remember("look", image=f"GIF89a {number} of {name}".encode(), id=f"picture {number}")
             # Of one size, so that the seals of any two could be exchanged.
             for kind in (ItemKind.TOOL_FILE, ItemKind.FRAMEWORK):
                 with user.items(kind).change() as items:
@@ -66,6 +68,7 @@ def make_store(path: Path) -> Old:
         for name in ("alice", "bob"):
             store.user(name).update("own 1", text=f"{name} has another opinion now")
             store.user(name).forget("own 3")
+            store.user(name).forget("picture 2")
             store.user(name).remember(f"{name} says the last word")
             with store.user(name).items(ItemKind.TOOL_FILE).change() as items:
                 items["changed"] = f"{name} has changed it".encode()
@@ -82,7 +85,8 @@ def everything(path: Path) -> list[Any]:
             user = store.user(name)
             turns = list(user.history(limit=100))
             found.append([turns, [[(hit.id, hit.score) for hit in user.recall(turn.text)] for turn in turns]])
-            found += [user.items(kind).read() for kind in ItemKind]
+            found.append([user.image(turn.id) for turn in turns])
+            found += [user.items(kind).read() for kind in ItemKind if kind != ItemKind.IMAGE]
         return found
 
 
@@ -111,7 +115,7 @@ def _old_items(connection: Any, old: Old, name: str) -> Rows:
     """The user's items as they were, that are another row now or none."""
     uref = _of(connection, name)
     there = set(connection.execute("SELECT * FROM items"))
-    gone = [row for row in old.rows["items"] if row[0] == uref and row not in there]
+    gone = [row for row in old.rows["items"] if row[0] == uref and row not in there and row[1] != ItemKind.IMAGE]
     assert len(gone) == 2
     return sorted(gone, key=lambda row: bool(connection.execute(
         "SELECT 1 FROM items WHERE uref = ? AND kind = ? AND item_id = ?", row[:3]).fetchone()))  # fmt: skip
@@ -267,6 +271,15 @@ OPERATIONS: dict[str, Callable[[Any, Old], object]] = {
     ),
     "replay a dropped item": lambda c, old: _put(c, "items", _old_items(c, old, "alice")[:1]),
     "replay a changed item": lambda c, old: _put(c, "items", _old_items(c, old, "alice")[1:]),
+    "replay a picture of a forgotten memory": lambda c, old: _put(
+        c, "items", [row for row in old.rows["items"] if row[1] == ItemKind.IMAGE and row[0] == _of(c, "alice")][2:]
+    ),
+    "put one picture in the place of another": lambda c, _: c.execute(
+        "UPDATE items SET sealed = (SELECT other.sealed FROM items AS other WHERE other.uref = items.uref "
+        "AND other.kind = items.kind ORDER BY rowid DESC LIMIT 1) WHERE kind = ?", (int(ItemKind.IMAGE),)
+    ),
+    "delete a picture": lambda c, _: c.execute("DELETE FROM items WHERE rowid = (SELECT max(rowid) FROM items "
+                                               "WHERE kind = ?)", (int(ItemKind.IMAGE),)),
     "replay all items of a user": lambda c, old: _old_user(c, old, "items"),
     "replay an old user with the items": lambda c, old: _old_user(c, old, "users", "items"),
     "replay an old user with records and items": lambda c, old: _old_user(c, old, "users", "records", "items"),

@@ -66,7 +66,7 @@ def test_a_store_that_nobody_operated_on_opens(tmp_path: Path) -> None:
     _fingerprint(path)
     assert surgery.everything(path) == before
     with surgery.open_store(path) as store:
-        assert (store.verify().users, store.verify().memories) == (2, 8)
+        assert (store.verify().users, store.verify().memories) == (2, 12)
 
 
 def test_an_older_file_is_a_rollback(tmp_path: Path) -> None:
