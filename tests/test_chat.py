@@ -276,6 +276,15 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._screen, keys.encode())
 
+    def insist(self, key: str, text: str) -> None:
+        """Types a key until this text is shown: Python's readline may take note of Ctrl-C and act on it at the next key
+        only, and whoever sits there types it again."""
+        for _ in range(SECONDS):
+            self.type(key)
+            if select.select([self._screen], [], [], 1)[0]:
+                break
+        self.wait_for(text)
+
     def wait_for(self, text: str) -> str:
         """All that has been shown since the last time, up to this text."""
         until = time.monotonic() + SECONDS
@@ -335,10 +344,8 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_the_chat(store, server, words):
             terminal.wait_for("> ")
             server.answer = wire.Chatbot("Beans.")
             terminal.type("half a line")
-            # Between its prompt and its first look at the keys, Python's readline misses Ctrl-C until the next key.
             terminal.wait_for("half a line")
-            terminal.type("\x03")
-            terminal.wait_for("> ")
+            terminal.insist("\x03", "> ")
             terminal.type(f"{QUESTION}\n")
             terminal.wait_for("Beans.")
             terminal.wait_for("> ")
