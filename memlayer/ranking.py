@@ -1,7 +1,7 @@
 """From raw scores to an order. Pure functions on arrays with one element a turn, by the turn's row.
 
-A turn's value is a sum of parts, each in the units of a cosine, none of them normalised by the question: so a value
-means the same in a store of ten turns and of ten thousand, and `calibrated` makes a score of it.
+A turn's value is a sum of parts, each in the units of a cosine, none of them normalised by the question: so values of
+two questions compare, and `calibrated` makes a score of one, given among how many turns it was looked for.
 
 The constants are the same for every user and every question. They were chosen on six conversations of LoCoMo and kept
 only where they cost little on the other four, on turns joined to long ones, cut, renamed, scattered over sessions and

@@ -73,7 +73,7 @@ def values(hits, *, turns, calibration=CALIBRATION):
     middle = calibration.middle + calibration.growth * math.log(turns)
     mixed = [math.log(hit.score / (1 - hit.score)) / calibration.steep + middle for hit in hits]
     top = mixed[0]
-    return [top] + [(value - 0.7 * top) / 0.3 for value in mixed[1:]]
+    return [top] + [max((value - 0.7 * top) / 0.3, value - 0.15) for value in mixed[1:]]
 
 
 def chat():

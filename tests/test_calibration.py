@@ -88,6 +88,14 @@ def test_a_single_turn_and_none_are_no_special_case():
     assert Calibration().score(0.2, top=0.2, turns=1) == Calibration().score(0.2, top=0.2, turns=0)
 
 
+def test_the_best_turn_vouches_only_for_what_is_close_behind_it():
+    """Close behind the best turn a weak one scores better than alone; far behind it no better, however good that is."""
+    numbers = Calibration(steep=14.0, middle=0.2, growth=0.0)
+    alone = numbers.score(0.3, top=0.3, turns=1)
+    assert alone < numbers.score(0.3, top=0.4, turns=1) < numbers.score(0.4, top=0.4, turns=1)
+    assert numbers.score(-0.1, top=0.9, turns=1) == numbers.score(-0.1, top=5.0, turns=1) < 0.2
+
+
 def test_numbers_out_of_bounds_are_brought_back():
     """A file cannot make the floor keep everything back, nor turn the order round."""
     numbers = Calibration(scale=-3.0, steep=1e9, floor=1.0, growth=-1.0)
