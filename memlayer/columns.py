@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from memlayer.dates import Window
     from memlayer.ranking import Beside
     from memlayer.records import Memory
+    from memlayer.windows import Window
 
 __all__ = ["Columns", "Gone"]
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlayer.columns import Columns, Gone
-from memlayer.dates import Window
 from memlayer.ranking import DISTANCES
 from memlayer.records import Memory, to_microseconds
+from memlayer.windows import Window
 
 NOON = datetime(2023, 5, 17, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

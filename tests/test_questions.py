@@ -98,6 +98,26 @@ def test_names_of_any_kind(text, speakers, spoken):
     assert read_question(text, speakers=speakers).spoken == spoken
 
 
+@pytest.mark.parametrize(
+    ("text", "spoken", "words", "about"),
+    [
+        ("小明什么时候去了北京", "我什么时候去了北京", " 什么时候去了北京", {"王小明"}),
+        ("王小明先生和李雷的狗叫什么", "我和我的狗叫什么", " 和 的狗叫什么", {"王小明", "李雷"}),
+        ("Caroline什么时候去了北京", "我什么时候去了北京", " 什么时候去了北京", {"Caroline"}),
+        ("Caroline's dog和小明的猫", "my dog和I的猫", "  dog和 的猫", {"Caroline", "王小明"}),
+        ("田中さんの犬は何", "私の犬は何", " の犬は何", {"田中太郎"}),
+        ("민수는 언제 갔어", "나는 언제 갔어", " 는 언제 갔어", {"김민수"}),
+        ("สมชายไปไหน", "ฉันไปไหน", " ไปไหน", {"สมชาย"}),
+        ("When did 小明 go?", "When did I go?", "When did   go?", {"王小明"}),
+        ("明天去哪里", "明天去哪里", "明天去哪里", set()),
+    ],
+)
+def test_a_name_stands_within_a_run_without_spaces(text, spoken, words, about):
+    """With its courtesy, by its whole name or one's own; a name of one character is found nowhere."""
+    speakers = ["王小明", "李雷", "田中太郎", "김민수", "สมชาย", "Caroline", "明"]
+    assert read_question(text, speakers=speakers) == Question(spoken=spoken, words=words, about=frozenset(about))
+
+
 def test_a_question_that_is_a_name_stays():
     """Nothing would be left of it; whom it is about is known all the same."""
     question = read_question("Caroline", speakers=["Caroline", "Melanie"])
