@@ -153,7 +153,7 @@ class Answering:
             assistant = says if says.any() and not says[columns.column("there")].all() else None
         if self._on("length"):
             words = columns.lexical.lengths(columns.size)
-        if self._on("time") and (window := named_window(question.words, now=now)) is not None:
+        if self._on("time") and (window := named_window(question.asking, now=now)) is not None:
             in_time = columns.in_time(window)
         return ranking.weigh(
             vector=vector,

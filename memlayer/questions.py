@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Question", "read_question"]
 
+# A sentence that ends so states something, but for a request.
+_STATING: Final = (".", "!", "。", "\uff01", "…")
+_CLOSING: Final = " \t\n\"'”’)]」』"
+_SENTENCE: Final = re.compile(f"[^.!?。\uff01\uff1f…\n]*+[.!?。\uff01\uff1f…\n]*+[{re.escape(_CLOSING)}]*+")
+_REQUEST: Final = re.compile(
+    r"\W*(?:please\W+)?(?:(?:can|could|would|will) you\W+)?(?:tell|remind|show|list|find|give|name|describe|explain|"
+    r"recall|remember|summari[sz]e|search|look)\b|\W*(?:请|請)?(?:告诉|告訴|提醒|说说|說說|总结|總結|列出|回忆|回憶|找|描述|教えて)",
+    re.IGNORECASE,
+)
 # Speakers that are roles and no persons: a question may say "user" and mean nobody.
 _ROLES = frozenset({"user", "assistant", "system", "tool", "memory", "ai", "bot", "human", "me", "you", "i"})
 # More than these are a crowd, and no conversation; looking for each in a question would take its time.
@@ -58,6 +67,12 @@ class Question:
     words: str = field(repr=False)
     about: frozenset[str] = field(default=frozenset(), repr=False)
 
+    @property
+    def asking(self) -> str:
+        """What of it asks. A time in a sentence that states something ("I was ill yesterday.") is when that was, and
+        no time of what is looked for."""
+        return " ".join(sentence[0] for sentence in _SENTENCE.finditer(self.words) if _asks(sentence[0]))
+
 
 def read_question(text: str, *, speakers: Collection[str]) -> Question:
     """Reads a question.
@@ -80,6 +95,10 @@ def read_question(text: str, *, speakers: Collection[str]) -> Question:
     if not words.strip():
         return Question(spoken=text, words=text, about=about)
     return Question(spoken=spoken, words=words, about=about)
+
+
+def _asks(sentence: str) -> bool:
+    return not sentence.rstrip(_CLOSING).endswith(_STATING) or _REQUEST.match(sentence) is not None
 
 
 class _Name(NamedTuple):

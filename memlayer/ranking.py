@@ -200,7 +200,7 @@ def weigh(
     if assistant is not None:
         parts["role"] = assistant * np.float32(-_ASSISTANT)
     if words is not None:
-        parts["length"] = length_prior(words)
+        parts["length"] = length_prior(words) * np.float32(1 if knows_language else _UNKNOWN_LANGUAGE)
     if in_time is not None:
         parts["time"] = in_time * np.float32(_TIME)
     return parts

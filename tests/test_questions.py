@@ -118,6 +118,24 @@ def test_a_name_stands_within_a_run_without_spaces(text, spoken, words, about):
     assert read_question(text, speakers=speakers) == Question(spoken=spoken, words=words, about=frozenset(about))
 
 
+@pytest.mark.parametrize(
+    ("text", "asking"),
+    [
+        ("I was ill yesterday. What did I say last week?", " What did I say last week?"),
+        ('"I was ill yesterday!" he said. And today?', " And today?"),
+        ("what did i do last week", "what did i do last week"),
+        ("Please tell me what we did last week.", "Please tell me what we did last week."),
+        ("我昨天病了。上周我说了什么？", "上周我说了什么？"),
+        ("告诉我上周的事。", "告诉我上周的事。"),
+        ("Yesterday was fine.\nIt rained.", ""),
+        ("", ""),
+    ],
+)
+def test_what_asks(text, asking):
+    """Of a text only its questions, its requests and what ends in nothing ask; a statement's time is another time."""
+    assert read_question(text, speakers=[]).asking.strip() == asking.strip()
+
+
 def test_a_question_that_is_a_name_stays():
     """Nothing would be left of it; whom it is about is known all the same."""
     question = read_question("Caroline", speakers=["Caroline", "Melanie"])
@@ -133,8 +151,10 @@ def test_any_question_and_any_names(text, speakers):
         assert question == unchanged(text)
 
 
-@pytest.mark.parametrize("unit", ["Anna ", "Anna Smith ", "a", "Anna's ", "漢", "\u0301", "An", "Anna-"])
+@pytest.mark.parametrize("unit", ["Anna ", "Anna Smith ", "a", "Anna's ", "漢", "\u0301", "An", "Anna-", "a. ", "!?", "\n"])
 def test_the_largest_question(unit):
     """Of any shape."""
     text = unit * (LARGEST // len(unit.encode()))
-    assert read_question(text, speakers=["Anna Smith", "Anna Jones", "A"]).about <= {"Anna Smith", "Anna Jones", "A"}
+    question = read_question(text, speakers=["Anna Smith", "Anna Jones", "A"])
+    assert question.about <= {"Anna Smith", "Anna Jones", "A"}
+    assert len(question.asking) <= 2 * len(text)
