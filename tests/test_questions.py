@@ -151,7 +151,9 @@ def test_any_question_and_any_names(text, speakers):
         assert question == unchanged(text)
 
 
-@pytest.mark.parametrize("unit", ["Anna ", "Anna Smith ", "a", "Anna's ", "漢", "\u0301", "An", "Anna-", "a. ", "!?", "\n"])
+@pytest.mark.parametrize(
+    "unit", ["Anna ", "Anna Smith ", "a", "Anna's ", "漢", "\u0301", "An", "Anna-", "a. ", "!?", "\n"]
+)
 def test_the_largest_question(unit):
     """Of any shape."""
     text = unit * (LARGEST // len(unit.encode()))
