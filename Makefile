@@ -36,7 +36,7 @@ ARGS-frameworks := -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=fu
 SOURCES := $(shell find memlayer adapters tests examples -name '*.py' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-core test-adapters $(SETS:%=test-%) lint types cov bench format pins clean help
+.PHONY: demo test test-core test-adapters $(SETS:%=test-%) lint types cov bench bench-quick format pins clean help
 # One pip at a time in one environment, whatever -j says.
 .NOTPARALLEL:
 MAKEFLAGS += --no-print-directory
@@ -78,8 +78,11 @@ cov: .coverage  ## coverage by branch; fails where what seals and what speaks SQ
 .coverage: $(SOURCES) pyproject.toml $(TEST)
 	@$(BIN)/python -m pytest --cov --cov-report= $(JOBS_ARGS) $(PYTEST_ARGS) || { rm -f $@; exit 1; }
 
-bench: $(TEST)  ## what a wrapped call costs beyond the provider's answer
-	@$(BIN)/python benchmarks/overhead.py
+bench: $(TEST)  ## what memlayer costs, each figure beside its floor; JSON and a page in benchmarks/results
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-quick: $(TEST)  ## a part of it, under two minutes
+	@$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
 
 format: $(TEST)  ## rewrites the code as `make lint` wants it
 	@$(BIN)/python -m ruff check --fix .

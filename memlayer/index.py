@@ -19,7 +19,7 @@ import apsw
 import numpy as np
 import numpy.typing as npt
 
-from memlayer.columns import Columns, Gone
+from memlayer.columns import Gone
 from memlayer.errors import InvalidInputError, LimitExceededError
 from memlayer.filters import MATCH_ALL, Condition, Sql, column_value
 from memlayer.records import History, Memory, Session, from_microseconds, to_microseconds
@@ -122,7 +122,7 @@ class UserIndex(Searching):
         self._db = apsw.Connection(":memory:", statementcachesize=_CACHED_STATEMENTS)
         self._db.execute(_SCHEMA.format(page_size=_PAGE_SIZE))
         self._engine: VectorEngine = FlatEngine(dimensions) if engine == "flat" else small_engine(self._db, dimensions)
-        self._columns = Columns()
+        self._made = None
         self._next_row = 0
         # How many vectors a turn has, where that is not one.
         self._parts: dict[int, int] = {}
@@ -137,13 +137,14 @@ class UserIndex(Searching):
     def nbytes(self) -> int:
         """Bytes held: the database's pages, the matrix where there is one, and what the connection itself costs."""
         pages: Any = self._db.execute("PRAGMA page_count").get
-        return int(pages) * _PAGE_SIZE + self._engine.nbytes + self._columns.nbytes + _CONNECTION_BYTES
+        made = 0 if self._made is None else self._made.nbytes
+        return int(pages) * _PAGE_SIZE + self._engine.nbytes + made + _CONNECTION_BYTES
 
     def close(self) -> None:
         """Frees the memory. Nothing else may be called afterwards."""
         self._db.close()
         self._engine = FlatEngine(self._dimensions)
-        self._columns = Columns()
+        self._made = None
 
     def apply(self, entries: Iterable[Entry], *, removed: Iterable[bytes]) -> None:
         """Removes `removed`, then adds `entries`, each in place of the one with its key if there is one.
@@ -240,7 +241,8 @@ class UserIndex(Searching):
         turns = np.array([row[0] for row in deleted], dtype=np.int64)
         if not len(turns):
             return {}
-        self._columns.remove([Gone(*row) for row in deleted])
+        if self._made is not None:
+            self._made.remove([Gone(*row) for row in deleted])
         self._db.executemany("DELETE FROM fields WHERE turn = ?", ((row,) for row in turns.tolist()))
         self._engine.remove(self._vector_ids(turns))
         for row in turns.tolist():
@@ -265,8 +267,9 @@ class UserIndex(Searching):
                 for key, value in entry.memory.metadata.items()
             ),
         )
-        for row, entry in zip(rows, entries, strict=True):
-            self._columns.add(row, entry.memory, seq=entry.seq)
+        if self._made is not None:
+            for row, entry in zip(rows, entries, strict=True):
+                self._made.add(row, entry.memory, seq=entry.seq)
         self._add_vectors(entries, rows=rows)
 
     def _renumber(self) -> None:
@@ -283,9 +286,7 @@ class UserIndex(Searching):
         news = {old: new for new, old in enumerate(olds)}
         self._parts = {news[old]: count for old, count in self._parts.items()}
         self._pictures = {news[id_ // MAX_PARTS] * MAX_PARTS + id_ % MAX_PARTS for id_ in self._pictures}
-        self._columns = Columns()
-        for row, turn in enumerate(turns):
-            self._columns.add(row, memory_of(turn), seq=turn[_SEQ])
+        self._made = None
         self._engine.add(self._vector_ids(np.arange(len(turns), dtype=np.int64)), vectors)
         self._next_row = len(turns)
 

@@ -237,6 +237,7 @@ class UserMemory(Recalling):
             if user.row.manifest:
                 self._vault.erase(write, user)
         self._pending.clear(self._user_id)
+        self._spaces.queries.clear()
         cleaned = self._database.rebuild()
         if not cleaned:
             log.warning(_STILL_THERE)
@@ -383,6 +384,7 @@ class UserMemory(Recalling):
 
     def _scrub(self) -> None:
         """After a deletion: has it reach the file, and empties the log, which holds what was there before."""
+        self._spaces.queries.clear()
         if not self._database.checkpoint():
             log.warning(_STILL_THERE)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from memlayer.batch import find
 from memlayer.calibration import calibration_of
-from memlayer.embedding import embed_query, given_query
+from memlayer.embedding import given_query
 from memlayer.errors import InvalidInputError, NotFoundError
 from memlayer.facts import with_sources
 from memlayer.filters import Condition
@@ -237,7 +237,7 @@ class Recalling:
                 looked = time.monotonic()
                 embedder = self._spaces.of(user)
                 question = read_question(str(query), speakers=() if "speaker" in without else index.speakers)
-            vector = embed_query(embedder, question.spoken)
+            vector = self._spaces.queries.vector(embedder, question.spoken, user_id=self._user_id)
 
     @property
     def _resident(self) -> Resident:

@@ -55,6 +55,7 @@ class Resident:
         self._seals: tuple[object, object] | None = None
         self._account = account
         self._nbytes = 0
+        self._ready = False
 
     @contextmanager
     def reading(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
@@ -63,7 +64,10 @@ class Resident:
         with self._database.entered(), self._lock:
             with self._database.read() as connection:
                 user = self._refresh(connection)
-            yield user, self._index
+            try:
+                yield user, self._index
+            finally:
+                self._weigh_what_was_made()
 
     @contextmanager
     def looking(self) -> Iterator[tuple[Connection, UnlockedUser | None, UserIndex | None]]:
@@ -76,7 +80,10 @@ class Resident:
     def known(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
         """As `reading`, as of the last time that somebody looked: for what was read a moment ago."""
         with self._database.entered(), self._lock:
-            yield self._user, self._index
+            try:
+                yield self._user, self._index
+            finally:
+                self._weigh_what_was_made()
 
     @contextmanager
     def writing(self, write: Write) -> Iterator[tuple[UnlockedUser, UserIndex | None]]:
@@ -124,7 +131,13 @@ class Resident:
             self._lock.release()
         return True
 
+    def _weigh_what_was_made(self) -> None:
+        """A first question makes what questions need, which may be as much again."""
+        if self._index is not None and self._index.is_ready and not self._ready:
+            self._weigh()
+
     def _weigh(self) -> None:
+        self._ready = self._index is not None and self._index.is_ready
         nbytes = 0 if self._index is None else self._index.nbytes
         nbytes += self._items_nbytes
         self._account(nbytes - self._nbytes)

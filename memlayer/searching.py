@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memlayer.answering import Answering, Picked
+from memlayer.columns import Columns
 from memlayer.errors import InvalidInputError
 from memlayer.filters import MATCH_ALL, Condition, Sql
 from memlayer.ranking import best_turns, part_penalty, score
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     import apsw
 
     from memlayer.calibration import Calibration
-    from memlayer.columns import Columns
     from memlayer.questions import Question
     from memlayer.ranking import Floats
     from memlayer.vectors import FloatVector, Ids, VectorEngine
@@ -33,6 +33,7 @@ __all__ = ["MAX_PARTS", "MEMORY_COLUMNS", "Searching", "Shown", "memory_of", "po
 # The largest text has some 250 parts; twelve bits leave 51 for the row.
 MAX_PARTS = 4_096
 
+_SEQ = 1
 MEMORY_COLUMNS = "row, seq, id, text, role, speaker, session, at, metadata, source, expires, written, image"
 
 
@@ -62,11 +63,27 @@ class Searching:
     _dimensions: int
     _db: apsw.Connection
     _engine: VectorEngine
-    _columns: Columns
+    # What questions are compared with; None until the first one.
+    _made: Columns | None
     # By row: how many vectors a turn has, where that is not one.
     _parts: dict[int, int]
     # The ids of the vectors of images.
     _pictures: set[int]
+
+    @property
+    def _columns(self) -> Columns:
+        """Made when a question first needs them: a vector, a filter and a history do without, and a user who is read
+        for one of those is in RAM in half the time."""
+        if self._made is None:
+            self._made = Columns()
+            for turn in self._turns(MEMORY_COLUMNS, MATCH_ALL, "ORDER BY row"):
+                self._made.add(turn[0], memory_of(turn), seq=turn[_SEQ])
+        return self._made
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a question finds made what it needs, which is then part of `nbytes`."""
+        return self._made is not None
 
     @property
     def speakers(self) -> Collection[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memlayer.errors import EmbedderMismatchError
+from memlayer.query_cache import QueryCache
 
 if TYPE_CHECKING:
     from memlayer.embedders.protocol import Embedder
@@ -27,11 +28,13 @@ class Spaces:
 
     Attributes:
         own: the embedder that the store is used with: vectors that a caller brings are of its space.
+        queries: the vectors of the last questions.
     """
 
     def __init__(self, embedder: Embedder, *, vault: Vault) -> None:
         self._vault = vault
         self._embedders: dict[bytes, Embedder] = {}
+        self.queries = QueryCache()
         self.own = embedder
         self.use(embedder)
 

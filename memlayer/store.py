@@ -48,6 +48,7 @@ class MemoryStore:
         self._spaces = Spaces(embedder, vault=parts.vault)
         self._pending = Pending()
         parts.database.in_child(self._pending.forked)
+        parts.database.in_child(self._spaces.queries.forked)
         self._breaker = Breaker()
         self._second_stage: SecondStage | None = None
         self._loading = Loading(getattr(embedder, "load", None))

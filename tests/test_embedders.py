@@ -167,8 +167,30 @@ def test_repr_names_the_model_only(tmp_path):
 
 @pytest.mark.parametrize("name", [None, "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
 def test_resolve_gives_minilm_by_default_and_by_name(name):
-    """None and both spellings of its name mean MiniLM."""
-    assert isinstance(resolve(name), MiniLM)
+    """None and both spellings of its name mean MiniLM, on onnxruntime where that is installed."""
+    assert isinstance(resolve(name), OnnxMiniLM)
+    assert resolve(name).identity == MiniLM().identity == resolve("torch").identity
+    assert isinstance(resolve("torch"), MiniLM)
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "safetensors", "tokenizers"])
+def test_without_a_part_of_onnx_the_default_is_on_torch(monkeypatch, missing):
+    """Which is slower, and gives the same vectors."""
+    monkeypatch.setitem(sys.modules, missing, None)  # as Python has it of what cannot be imported
+    assert isinstance(resolve(None), MiniLM)
+
+
+def test_the_default_never_imports_torch(tmp_path):
+    """From opening a store to what it recalls, torch, transformers and sentence-transformers stay out of it."""
+    program = (
+        "import sys; from memlayer import MemoryStore, RawKey\n"
+        f"with MemoryStore.open({str(tmp_path / 'm.db')!r}, keys=RawKey(bytes(32))) as store:\n"
+        "    alice = store.user('alice'); alice.remember('I am allergic to peanuts')\n"
+        "    assert alice.recall('What am I allergic to?')\n"
+        "sys.exit(bool({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("name", "model"), [("onnx", weights.MODEL), ("onnx-int8", f"{weights.MODEL}/int8")])

@@ -85,12 +85,12 @@ class _Place:
     @contextmanager
     def opened(self) -> Iterator[tuple[MemoryStore, KeptEmbedder]]:
         """The store, and an embedder that keeps its vectors, so that they can be searched for."""
-        from memlayer.embedders import MiniLM
+        from memlayer.embedders.resolve import resolve
         from memlayer.evaluation import KeptEmbedder
         from memlayer.sources import KeyFile
         from memlayer.store import MemoryStore
 
-        embedder = KeptEmbedder(MiniLM())
+        embedder = KeptEmbedder(resolve(None))
         with MemoryStore.open(self.store, keys=KeyFile(self.key), embedder=embedder) as store:
             yield store, embedder
 

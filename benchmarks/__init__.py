@@ -1,0 +1,1 @@
+"""What memlayer costs, each figure beside its floor in the same run: `make bench`, or python -m benchmarks --help."""
