@@ -311,7 +311,8 @@ def test_input_that_is_not_utf_8_is_an_error(store):
 
 def test_recall_prints_the_best_first(run, store):
     """recall's table has score, date, who and text; the best hit comes first, -k bounds how many."""
-    header, *rows = run("recall", "what can't I eat?", "--user", "marie", "-k", 2).stdout.splitlines()
+    asked = ("recall", "what can't I eat?", "--user", "marie", "-k", 2, "--min-score", 0)
+    header, *rows = run(*asked).stdout.splitlines()
     assert header.split() == ["score", "date", "(UTC)", "who", "text"]
     assert len(rows) == 2
     score, day, _, who, *text = rows[0].split()
