@@ -66,12 +66,13 @@ def conversation(messages: int) -> list[Any]:
     return [{"role": roles[n % 2], "content": f"message {n} " + "lorem ipsum dolor " * 110} for n in range(messages)]
 
 
-def _medians(memory: UserMemory, client: OpenAI, *, messages: int, rounds: int) -> dict[str, float]:
+def _medians(memory: UserMemory, other: UserMemory, client: OpenAI, *, messages: int, rounds: int) -> dict[str, float]:
     """In milliseconds, for one length of conversation."""
     from memlayer.adapters.openai import CHAT
 
     wrapped = wrap(client, memory, session="bench")
     injector = Injector(memory, session="bench")
+    # Of another user: what is written of this one has to be taken into RAM by the next call.
     found: dict[str, list[float]] = {"plain": [], "wrapped": [], "before": [], "after": [], "remember two": []}
     for round_ in range(rounds):
         body = conversation(messages)
@@ -85,7 +86,7 @@ def _medians(memory: UserMemory, client: OpenAI, *, messages: int, rounds: int) 
         )
         found["after"].append(timed(lambda calls=calls: calls[0].after(json.loads(ANSWER))))
         turns = [Turn(text=f"plain {round_}"), Turn(text="Noted.", role="assistant")]
-        found["remember two"].append(timed(lambda t=turns: memory.remember_many(t)))
+        found["remember two"].append(timed(lambda t=turns: other.remember_many(t)))
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -111,7 +112,7 @@ def measure(*, rounds: int) -> Iterator[Figure]:
         hits = memory.recall("dish", k=10, min_score=0)
         memory.recall = lambda *_, **__: hits  # type: ignore[method-assign]  # the stub
         for messages in (1, 20, 200):
-            times = _medians(memory, client, messages=messages, rounds=rounds)
+            times = _medians(memory, store.user("other"), client, messages=messages, rounds=rounds)
             added = times["wrapped"] - times["plain"]
             yield Figure(
                 section=_SECTION, name=f"added to a call of {messages} messages", value=added, unit="ms",

@@ -11,17 +11,17 @@ from memlayer.embedding import TurnVectors, embed_turns, given_vectors
 from memlayer.errors import ConflictError, EmbedderMismatchError, InvalidInputError
 from memlayer.images import noted_images, seal_image
 from memlayer.records import Memory, Turn, image_digest
-from memlayer.vault import ItemChanges
+from memlayer.writes import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from memlayer.directory import Write
     from memlayer.embedders.protocol import Embedder, EmbedderIdentity
     from memlayer.index import UserIndex
     from memlayer.records import Source
     from memlayer.rows import ItemRow, RecordRow
     from memlayer.vault import UnlockedUser, Vault
+    from memlayer.writes import Write
 
 __all__ = ["Batch", "elements", "find", "found_ids", "same_content"]
 

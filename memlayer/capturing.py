@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from memlayer.records import Memory, Turn
     from memlayer.resident import Resident
     from memlayer.spaces import Spaces
-    from memlayer.vault import ItemChanges, UnlockedUser, Vault
+    from memlayer.vault import UnlockedUser, Vault
+    from memlayer.writes import ItemChanges
 
 __all__ = ["Capture"]
 

@@ -103,6 +103,8 @@ def change(
 def _failures() -> Iterator[None]:
     try:
         yield
+    except driver.Error as error:
+        raise _named(error) from None
     except sa.exc.DBAPIError as error:
         interrupted, _waiting.interrupted = getattr(_waiting, "interrupted", None), None
         raise interrupted or _named(error.orig) from None
@@ -138,6 +140,9 @@ class Database:
         self._writer: int | None = None  # the thread that has it
         self._engine: Engine | None = _engine(path, mode=mode)
         self._gate = ForkGate()
+        self._looking = threading.Lock()
+        self._looker: sa.PoolProxiedConnection | None = None
+        self._looks = 0  # numbers of two connections do not compare
         self._inherited = False
         self._in_child: list[Callable[[], None]] = []
         self._inode = _inode(path)
@@ -168,6 +173,22 @@ class Database:
                     yield connection
             finally:
                 self._writer = None
+
+    def version(self) -> object:
+        """Another value whenever anything was committed since it was last asked, by whatever connection and process:
+        `PRAGMA data_version` of a connection that never writes (see SQLite's documentation of it)."""
+        with self._gate.passed(), self._looking, _failures():
+            engine = self._opened()
+            if self._looker is None:
+                self._looker = engine.raw_connection()
+                self._looks += 1
+            connection: Any = self._looker.driver_connection
+            return self._looks, connection.execute("PRAGMA data_version").fetchone()[0]
+
+    def _stop_looking(self) -> None:
+        looker, self._looker = self._looker, None
+        if looker is not None:
+            looker.close()
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Connection]:
@@ -200,17 +221,18 @@ class Database:
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
         with self._gate.passed():
-            if self._inherited:
-                raise StoreClosedError(
-                    "the process was forked in the middle of a call to the store; open it in the child"
-                )
-            engine = self._engine
-            if engine is None:
-                raise StoreClosedError("the store is closed; open it again")
+            engine = self._opened()
             with _failures():
                 connection = engine.connect()
             with connection:
                 yield connection
+
+    def _opened(self) -> Engine:
+        if self._inherited:
+            raise StoreClosedError("the process was forked in the middle of a call to the store; open it in the child")
+        if self._engine is None:
+            raise StoreClosedError("the store is closed; open it again")
+        return self._engine
 
     def pragma(self, statement: str) -> list[tuple[Any, ...]]:
         """The rows that a pragma or a VACUUM answers; outside of a transaction."""
@@ -267,6 +289,7 @@ class Database:
     def close(self) -> None:
         """Closes every connection; the last one of all processes moves the WAL into the file."""
         engine, self._engine = self._engine, None
+        self._stop_looking()
         if engine is not None:
             engine.dispose()
 
@@ -274,6 +297,7 @@ class Database:
         """Waits for the calls that are under way, and closes the connections."""
         self._inherited = not self._gate.close()
         if self._engine is not None and not self._inherited:
+            self._stop_looking()
             self._engine.dispose()
 
     def after_fork(self, *, in_child: bool) -> None:
@@ -281,6 +305,7 @@ class Database:
         does not have; and not at all where the fork did not wait for a call's end."""
         if in_child:
             self._writing = threading.Lock()
+            self._looking = threading.Lock()
             self._writer = None
             self._gate = ForkGate()
             if self._inherited and self._engine is not None:
@@ -331,23 +356,23 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 def _begin(connection: Connection, statement: str) -> None:
     """Begins a transaction, and waits for the writers before it here and not in SQLite's busy handler: what interrupts
-    the handler is dropped by the driver, and Ctrl-C would look like a busy store."""
+    the handler is dropped by the driver, and Ctrl-C would look like a busy store. Not even a handler that gives up at
+    once would do, for Python raises what is due when it enters one."""
     until = time.monotonic() + getattr(_waiting, "seconds", BUSY_TIMEOUT_SECONDS)
-    while True:
-        usual = _waiting.__dict__.get("seconds")
-        _waiting.seconds = 0
-        try:
-            with _failures():
-                connection.exec_driver_sql(statement)
-            return
-        except StoreBusyError:
-            if time.monotonic() > until:
-                raise
-        finally:
-            _waiting.__dict__.pop("seconds")
-            if usual is not None:
-                _waiting.seconds = usual
-        time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311  no secret depends on it
+    raw: Any = connection.connection.driver_connection
+    raw.set_busy_handler(None)
+    try:
+        while True:
+            try:
+                with _failures():
+                    connection.exec_driver_sql(statement)
+                return
+            except StoreBusyError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311  no secret depends on it
+    finally:
+        raw.set_busy_handler(_Patience())
 
 
 def _roll_back(connection: Connection) -> None:

@@ -8,7 +8,6 @@ slots and embedders there are. All of it is written in the transaction that writ
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -27,23 +26,9 @@ if TYPE_CHECKING:
     from memlayer.database import Database
     from memlayer.guard import Note
     from memlayer.keys import StoreKeys
+    from memlayer.writes import Write
 
-__all__ = ["Directory", "Write"]
-
-
-@dataclass(slots=True)
-class Write:
-    """A transaction that writes.
-
-    Attributes:
-        connection: inside of the transaction.
-        notes: for the rollback guard, what it changed: by bucket, the new generation and seal.
-        grown: the references of users who have new memories by it.
-    """
-
-    connection: Connection
-    notes: dict[int, Note] = field(default_factory=dict)
-    grown: set[bytes] = field(default_factory=set)
+__all__ = ["Directory"]
 
 
 class Directory:
@@ -147,6 +132,7 @@ class Directory:
         else:
             tables.update_bucket(write.connection, BucketRow(bucket, sealed))
         write.notes[bucket] = (after.generation, tag(sealed))
+        write.buckets[bucket] = sealed
 
     def _store_manifest(self, connection: Connection) -> tuple[bytes, StoreManifest]:
         meta = tables.read_meta(connection)

@@ -21,7 +21,7 @@ from memlayer.embedding import embed_texts
 from memlayer.items import ItemKind, put
 from memlayer.lineage import Link, Round, said
 from memlayer.records import Memory
-from memlayer.vault import ItemChanges
+from memlayer.writes import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from memlayer.directory import Write
     from memlayer.index import UserIndex
     from memlayer.lineage import Lineage
     from memlayer.portions import Portion
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from memlayer.rows import RecordRow
     from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
+    from memlayer.writes import Write
 
 __all__ = ["Draft", "Fact", "Reading", "facts_in", "sources_of", "with_sources"]
 

@@ -9,12 +9,11 @@ from memlayer.embedding import TurnVectors, embed_turns
 from memlayer.errors import ConflictError
 from memlayer.images import seal_image
 from memlayer.reports import ImportReport
-from memlayer.vault import ItemChanges
+from memlayer.writes import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from memlayer.directory import Write
     from memlayer.embedders.protocol import Embedder
     from memlayer.export import ExportedRecord, SealedExport
     from memlayer.index import UserIndex
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from memlayer.rows import ItemRow, RecordRow
     from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
+    from memlayer.writes import Write
 
 __all__ = ["Import"]
 

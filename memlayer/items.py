@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from memlayer.errors import InvalidInputError, LimitExceededError, StoreDamagedError
 from memlayer.records import utf8
 from memlayer.sealer import ItemKind
-from memlayer.vault import ItemChanges
+from memlayer.writes import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -20,7 +20,7 @@ from memlayer.batch import found_ids
 from memlayer.errors import FormatTooNewError, StoreDamagedError
 from memlayer.items import ItemKind, named, put
 from memlayer.records import from_microseconds, to_microseconds
-from memlayer.vault import ItemChanges
+from memlayer.writes import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -28,7 +28,7 @@ from memlayer.manifest import BUCKETS
 from memlayer.moving import Moving
 from memlayer.reports import ReembedReport
 from memlayer.sealer import ItemKind
-from memlayer.vault import ItemChanges
+from memlayer.writes import ItemChanges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from memlayer.database import Database
-    from memlayer.directory import Write
     from memlayer.embedders.protocol import Embedder, EmbedderIdentity
     from memlayer.embedding import TurnVectors
     from memlayer.rows import RecordRow
     from memlayer.sealer import OpenedRecord
     from memlayer.spaces import Spaces
     from memlayer.vault import UnlockedUser, Vault
+    from memlayer.writes import Write
 
 __all__ = ["Reembedding"]
 

@@ -1,8 +1,10 @@
 """Users whose memories are in RAM: each with its index, kept as fresh as the store, evicted by bytes.
 
-An index is a cache of rows that were authenticated. Before it answers, it is compared with the store by one short query
-(the sealed manifests of the user and of the user's bucket); when something was written since, by any thread or process,
-the changed rows are read, and the index answers only if it then adds up to the new manifest.
+An index is a cache of rows that were authenticated. Before it answers, SQLite is asked whether anything was committed
+to the file since (a number, a look at its shared memory); if so, the index is compared with the store by one short
+query (the sealed manifests of the user and of the user's bucket). When something of this user's was written, by any
+thread or process, the changed rows are read, or taken as this process wrote them, and the index answers only if it then
+adds up to the new manifest.
 """
 
 from __future__ import annotations
@@ -16,21 +18,24 @@ from typing import TYPE_CHECKING
 from memlayer.errors import RollbackDetectedError
 from memlayer.index import Entry, UserIndex
 from memlayer.lineage import Lineage
+from memlayer.manifest import bucket_of
 from memlayer.sealer import ItemKind
 from memlayer.unlinking import round_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from sqlalchemy.engine import Connection
 
     from memlayer.database import Database
-    from memlayer.directory import Write
     from memlayer.lineage import Round
     from memlayer.vault import OpenedItem, OpenedRecord, UnlockedUser, Vault
+    from memlayer.writes import Change, Write
 
 __all__ = ["Resident", "Residents"]
 
+# Of so many records what was committed is kept until the next call.
+_FEW = 64
 # What an item takes in RAM beyond its content, measured on CPython 3.11.
 _ITEM_BYTES = 400
 
@@ -53,19 +58,27 @@ class Resident:
         self._rounds: dict[bytes, Round] = {}
         self._lineage: Lineage | None = None
         self._seals: tuple[object, object] | None = None
+        # What this process has committed since, with the seals that each left behind.
+        self._taken: list[tuple[Change, tuple[object, object]]] = []
         self._account = account
         self._nbytes = 0
         self._ready = False
+        # Of the whole database, when the user was last compared with it.
+        self._version: object = None
 
     @contextmanager
     def reading(self) -> Iterator[tuple[UnlockedUser | None, UserIndex | None]]:
         """The user and the index as of now; None and None for a user who has nothing."""
         # The gate first: a call that held the lock and waited at the gate for a fork would block a writer inside of it.
         with self._database.entered(), self._lock:
-            with self._database.read() as connection:
-                user = self._refresh(connection)
+            # Read first: what is committed from here on is seen by the next call.
+            version = self._database.version()
+            if self._user is None or version != self._version:
+                with self._database.read() as connection:
+                    self._refresh(connection)
+                self._version = version
             try:
-                yield user, self._index
+                yield self._user, self._index
             finally:
                 self._weigh_what_was_made()
 
@@ -110,6 +123,7 @@ class Resident:
             if self._index is not None:
                 self._index.close()
             self._index = self._user = self._seals = None
+            self._taken = []
             self._items = {}
             self._items_nbytes = 0
             self._rounds = {}
@@ -153,7 +167,7 @@ class Resident:
 
     def _refreshed(self, connection: Connection) -> UnlockedUser | None:
         seals = self._vault.seals(connection, self._user_id)
-        if self._user is not None and seals == self._seals:
+        if self._user is not None and (seals == self._seals or self._apply_taken(seals)):
             return self._user
         user = self._vault.unlock(connection, self._user_id)
         if user is None or (self._user is not None and user.row.data_key != self._user.row.data_key):
@@ -172,36 +186,72 @@ class Resident:
         self._user, self._seals = user, seals
         return user
 
+    def take(self, change: Change, *, bucket: bytes) -> None:
+        """Keeps what this process has just committed, so that the next call need not read it back; `bucket` is the
+        sealed bucket as it stands. Of more than a few records nothing is kept: the rows say it again."""
+        with self._lock:
+            if sum(len(taken.rows) for taken, _ in self._taken) + len(change.rows) > _FEW:
+                self._taken = []
+            elif self._index is not None:
+                self._taken.append((change, (change.after.row.manifest, bucket)))
+
+    def _apply_taken(self, seals: tuple[object, object]) -> bool:
+        """Applies what was kept, if from here it leads to these seals; whether it did."""
+        taken, self._taken = self._taken, []
+        if self._index is None or not taken or taken[-1][1] != seals:
+            return False
+        for change, seen in taken:
+            if self._user is None or self._user.row != change.before.row:
+                return False  # Another process wrote in between. What was applied until here is true.
+            opened = [self._vault.sealer.open_record(row, user=change.after) for row in change.rows]
+            items = [_light(self._vault.open_item(row, user=change.after)) for row in change.items.put]
+            removed, dropped = set(change.deleted), {(item.kind, item.item_id) for item in change.items.drop}
+            if not self._apply(change.after, self._index, opened, items, removed=removed, dropped=dropped):
+                self._vault.refuse_rows()
+            self._user, self._seals = change.after, seen
+        return True
+
     def _bring_up(self, connection: Connection, user: UnlockedUser, *, index: UserIndex, after: int) -> None:
         """Applies what changed after a generation, if the result adds up to the manifest."""
         opened = self._vault.read(connection, user, after=after)
         items = [_light(item) for item in self._vault.read_items(connection, user, after=after)]
-        stale = index.stamps([record.memory_id for record in opened])
+        if self._apply(user, index, opened, items, removed=set(), dropped=set()):
+            return
+        # Nothing says which rows were deleted; those that are here and not in the store can be the answer.
+        removed = index.keys() - set(self._vault.ids(connection, user))
+        dropped = self._items.keys() - set(self._vault.item_ids(connection, user))
+        if not self._apply(user, index, opened, items, removed=removed, dropped=dropped):
+            self._vault.refuse_rows()
+
+    def _apply(
+        self,
+        user: UnlockedUser,
+        index: UserIndex,
+        opened: Sequence[OpenedRecord],
+        items: Sequence[OpenedItem],
+        *,
+        removed: Collection[bytes],
+        dropped: Collection[tuple[int, bytes]],
+    ) -> bool:
+        """Applies these, if the result adds up to the user's manifest; whether it does."""
+        stale, gone = index.stamps([record.memory_id for record in opened]), index.stamps(removed)
         total = self._user.manifest.total if self._user is not None else 0
-        total += sum(record.element for record in opened) - sum(map(int.from_bytes, stale.values()))
-        records = len(index) + len(opened) - len(stale)
+        total += sum(record.element for record in opened)
+        total -= sum(map(int.from_bytes, [*stale.values(), *gone.values()]))
         changed = {(item.kind, item.item_id): item for item in items}
-        total += sum(item.element for item in items)
-        replaced = [self._items[name] for name in self._items.keys() & changed.keys()]
-        total -= sum(item.element for item in replaced)
-        nbytes = _nbytes(items) - _nbytes(replaced)
-        present = {**self._items, **changed}
-        removed: set[bytes] = set()
+        present = {name: item for name, item in {**self._items, **changed}.items() if name not in dropped}
+        left = [item for name, item in self._items.items() if name in changed or name in dropped]
+        came = [item for name, item in changed.items() if name not in dropped]
+        total += sum(item.element for item in came) - sum(item.element for item in left)
+        records = len(index) + len(opened) - len(stale) - len(gone)
         if not user.manifest.holds(records=records, items=len(present), total=total):
-            # Nothing says which rows were deleted; those that are here and not in the store can be the answer.
-            removed = index.keys() - set(self._vault.ids(connection, user))
-            total -= sum(map(int.from_bytes, index.stamps(removed).values()))
-            for name in present.keys() - set(self._vault.item_ids(connection, user)):
-                gone = present.pop(name)
-                total -= gone.element
-                nbytes -= _nbytes([gone])
-            if not user.manifest.holds(records=records - len(removed), items=len(present), total=total):
-                self._vault.refuse_rows()
+            return False
         index.apply([_entry(record) for record in opened], removed=removed)
         self._know_rounds(items, present)
         self._items = present
-        self._items_nbytes += nbytes
+        self._items_nbytes += _nbytes(came) - _nbytes(left)
         self._weigh()
+        return True
 
     def _know_rounds(self, changed: Iterable[OpenedItem], present: Collection[tuple[int, bytes]]) -> None:
         """Reads the rounds of distillation that changed, and no other: reading one costs more than all else of it."""
@@ -251,20 +301,22 @@ class Residents:
         self._vault = vault
         self._database = database
         self._budget = budget
-        self._users: OrderedDict[str, Resident] = OrderedDict()
+        self._users: OrderedDict[bytes, Resident] = OrderedDict()
         self._lock = threading.Lock()
         self._held = 0
         # A lock of its own, and the last one that is taken: users grow while they hold theirs.
         self._counting = threading.Lock()
+        vault.taken_by(self._take)
 
     def get(self, user_id: str) -> Resident:
         """The user's place in RAM; others make room where the budget is spent."""
         with self._lock:
-            resident = self._users.get(user_id)
+            uref = self._vault.uref(user_id)
+            resident = self._users.get(uref)
             if resident is None:
                 resident = Resident(user_id, vault=self._vault, database=self._database, account=self._account)
-                self._users[user_id] = resident
-            self._users.move_to_end(user_id)
+                self._users[uref] = resident
+            self._users.move_to_end(uref)
             self._make_room()
             return resident
 
@@ -288,12 +340,19 @@ class Residents:
         self._users = OrderedDict()
         self._held = 0
 
+    def _take(self, write: Write) -> None:
+        for change in write.changes:
+            with self._lock:
+                resident = self._users.get(change.after.uref)
+            if resident is not None:
+                resident.take(change, bucket=write.buckets[bucket_of(change.after.uref)])
+
     def _make_room(self) -> None:
         if self._held <= self._budget:
             return
-        for user_id in list(self._users)[:-1]:
-            if self._users[user_id].retire(wait=False):
-                del self._users[user_id]
+        for uref in list(self._users)[:-1]:
+            if self._users[uref].retire(wait=False):
+                del self._users[uref]
             if self._held <= self._budget:
                 return
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from memlayer import tables
-from memlayer.directory import Directory, Write
+from memlayer.directory import Directory
 from memlayer.embedders.protocol import EmbedderIdentity
 from memlayer.envelope import Field, Place, pad, unpad
 from memlayer.errors import FormatTooNewError, StoreDamagedError
@@ -32,6 +32,7 @@ from memlayer.manifest import BUCKETS, UserManifest, bucket_of
 from memlayer.rows import EmbedderRow, ItemRow, RecordRow, UserRow
 from memlayer.sealer import EMBEDDER_NO, ItemKind, OpenedItem, OpenedRecord, Sealer, UnlockedUser
 from memlayer.unlinking import round_of, unlink
+from memlayer.writes import Change, ItemChanges, Write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,40 +43,12 @@ if TYPE_CHECKING:
     from memlayer.guard import FileGuard
     from memlayer.keys import StoreKeys, UserKeys
 
-__all__ = ["EMBEDDER_NO", "ItemChanges", "OpenedItem", "OpenedRecord", "UnlockedUser", "Vault"]
+__all__ = ["EMBEDDER_NO", "OpenedItem", "OpenedRecord", "UnlockedUser", "Vault"]
 
 # A few kilobytes each; whoever is not among them costs some 50 us more.
 _UNLOCKED_USERS = 1024
 
 _RECORDS_AT_ONCE = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ItemChanges:
-    """What one write does to a user's items.
-
-    Attributes:
-        put: as they are now, sealed for the next generation.
-        replaced: those of them that were there, as they were, verified.
-        drop: what goes, as it was, verified.
-    """
-
-    put: Sequence[ItemRow] = ()
-    replaced: Sequence[OpenedItem] = ()
-    drop: Sequence[OpenedItem] = ()
-
-    def write(self, connection: Connection, uref: bytes) -> None:
-        """Writes the rows."""
-        there = {(item.kind, item.item_id) for item in self.replaced}
-        new = [row for row in self.put if (row.kind, row.item_id) not in there]
-        if new:
-            tables.insert_items(connection, new)
-        for row in self.put:
-            if (row.kind, row.item_id) in there:
-                tables.update_item(connection, row)
-        for kind in {item.kind for item in self.drop}:
-            item_ids = [item.item_id for item in self.drop if item.kind == kind]
-            tables.delete_items(connection, uref, kind=kind, item_ids=item_ids)
 
 
 class Vault:
@@ -105,6 +78,7 @@ class Vault:
         self.directory = Directory(database, keys=keys)
         # HKDF for a user costs more than all the rest of opening one; the sealed data key says whether it is still it.
         self._unlocked: dict[bytes, tuple[bytes, UserKeys]] = {}
+        self._takers: list[Callable[[Write], None]] = []
         self._watchers: dict[bytes, tuple[Callable[[], None], ...]] = {}
         self._watching = threading.Lock()
 
@@ -180,6 +154,10 @@ class Vault:
 
     # ---------------------------------------------------------------- users
 
+    def uref(self, user_id: str) -> bytes:
+        """What stands for the user in the rows."""
+        return self._keys.uref(user_id)
+
     def seals(self, connection: Connection, user_id: str) -> tuple[object, object]:
         """What stands for the user's present state, one short query: equal to the last one seen means that nothing
         was written."""
@@ -216,7 +194,7 @@ class Vault:
 
     @contextmanager
     def write(self) -> Iterator[Write]:
-        """A transaction; when it has been committed, the rollback guard is told."""
+        """A transaction; when it has been committed, the rollback guard is told, and whoever takes what was written."""
         with self._database.write() as connection:
             write = Write(connection)
             yield write
@@ -224,9 +202,16 @@ class Vault:
         if self._guard is not None:
             for bucket, note in write.notes.items():
                 self._guard.note(bucket, note)
+        for take in self._takers:
+            take(write)
         for uref in write.grown & self._watchers.keys():
             for told in self._watchers.get(uref, ()):
                 told()
+
+    def taken_by(self, take: Callable[[Write], None]) -> None:
+        """Has `take` called with each committed transaction of this process, in the thread that wrote. It must not
+        raise: what was written stays written."""
+        self._takers.append(take)
 
     def watch(self, user_id: str, told: Callable[[], None]) -> Callable[[], None]:
         """Has `told` called after each write of this process that adds memories of the user, in the thread that wrote
@@ -292,6 +277,7 @@ class Vault:
             tables.update_record(write.connection, row)
         tables.delete_records(write.connection, user.uref, delete)
         items.write(write.connection, user.uref)
+        write.changes.append(Change(before=user, after=changed, rows=[*insert, *update], deleted=delete, items=items))
         return changed
 
     def move(
@@ -351,12 +337,13 @@ class Vault:
 
     def read_items(self, connection: Connection, user: UnlockedUser, *, after: int) -> list[OpenedItem]:
         """The items that were written after a generation; as `read` has it for records. Images stay unopened."""
-        return [
-            self.sealer.note_item(row, user=user)
-            if row.kind == ItemKind.IMAGE
-            else self.sealer.open_item(row, user=user)
-            for row in tables.read_items(connection, user.uref, after=after)
-        ]
+        return [self.open_item(row, user=user) for row in tables.read_items(connection, user.uref, after=after)]
+
+    def open_item(self, row: ItemRow, *, user: UnlockedUser) -> OpenedItem:
+        """An item; an image stays unopened."""
+        if row.kind == ItemKind.IMAGE:
+            return self.sealer.note_item(row, user=user)
+        return self.sealer.open_item(row, user=user)
 
     def image(self, connection: Connection, user: UnlockedUser, record: OpenedRecord) -> bytes | None:
         """The image of a memory, or None; see `memlayer.images`."""

@@ -58,6 +58,12 @@ def home(tmp_path_factory: pytest.TempPathFactory, _session_home: None) -> Itera
         yield home
 
 
+@pytest.fixture(autouse=True)
+def every_question_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No question is answered from the last ones: tests count embedded questions to count recalls."""
+    monkeypatch.setattr("memlayer.query_cache._QUESTIONS", 0)
+
+
 # --- The network ---
 
 

@@ -13,6 +13,11 @@ from memlayer.query_cache import QueryCache
 KEY = RawKey(bytes(32))
 
 
+@pytest.fixture(autouse=True)
+def every_question_is_embedded():
+    """Not in here."""
+
+
 class Counting:
     """An embedder that counts what it is asked."""
 
