@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,11 +76,14 @@ def _medians(memory: UserMemory, other: UserMemory, client: OpenAI, *, messages:
     # Of another user: what is written of this one has to be taken into RAM by the next call.
     found: dict[str, list[float]] = {"plain": [], "wrapped": [], "before": [], "after": [], "remember two": []}
     for round_ in range(rounds):
+        # Between two turns somebody reads and types, for longer than this.
+        time.sleep(0.03)
         body = conversation(messages)
         body[-1] = {"role": "user", "content": f"question {round_} of many, what do I like to eat?"}
         found["plain"].append(timed(lambda b=body: client.chat.completions.create(model="m", messages=b)))
         found["wrapped"].append(timed(lambda b=body: wrapped.chat.completions.create(model="m", messages=b)))
         body[-1] = {"role": "user", "content": f"question {round_} once more, what do I like to eat?"}
+        time.sleep(0.03)
         calls = []
         found["before"].append(
             timed(lambda b=body, calls=calls: calls.append(injector.before(CHAT, {"model": "m", "messages": b})))
@@ -128,7 +132,7 @@ def measure(*, rounds: int) -> Iterator[Figure]:
 
 @contextmanager
 def _provider() -> Iterator[str]:
-    server = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)  # noqa: S603
+    server = subprocess.Popen([sys.executable, "-m", "benchmarks.overhead"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None  # noqa: S101
     try:
         yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"

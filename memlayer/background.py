@@ -1,4 +1,4 @@
-"""A few threads for what may take minutes and nobody waits for, such as a model that writes. One small set a process.
+"""A few threads for what nobody waits for, such as a model that writes, which may take minutes.
 
 Apart from `memlayer.workers`, whose threads somebody always waits for: a slow provider must not hold up a recall. The
 threads are daemons and end when there is nothing to do, so that a program ends when it wants to; what they do must be

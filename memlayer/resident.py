@@ -9,13 +9,16 @@ adds up to the new manifest.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from memlayer.errors import RollbackDetectedError
+from memlayer.background import Background
+from memlayer.errors import MemlayerError, RollbackDetectedError
 from memlayer.index import Entry, UserIndex
 from memlayer.lineage import Lineage
 from memlayer.manifest import bucket_of
@@ -36,6 +39,8 @@ __all__ = ["Resident", "Residents"]
 
 # Of so many records what was committed is kept until the next call.
 _FEW = 64
+_QUIET_SECONDS = 0.01
+_settling = Background(threads=1)
 # What an item takes in RAM beyond its content, measured on CPython 3.11.
 _ITEM_BYTES = 400
 
@@ -60,6 +65,7 @@ class Resident:
         self._seals: tuple[object, object] | None = None
         # What this process has committed since, with the seals that each left behind.
         self._taken: list[tuple[Change, tuple[object, object]]] = []
+        self._taken_at = 0.0
         self._account = account
         self._nbytes = 0
         self._ready = False
@@ -186,14 +192,31 @@ class Resident:
         self._user, self._seals = user, seals
         return user
 
-    def take(self, change: Change, *, bucket: bytes) -> None:
-        """Keeps what this process has just committed, so that the next call need not read it back; `bucket` is the
-        sealed bucket as it stands. Of more than a few records nothing is kept: the rows say it again."""
+    def take(self, change: Change, *, bucket: bytes) -> bool:
+        """Keeps what this process has just committed, so that the next call need not read it back; whether it did. Of
+        more than a few records nothing is kept: the rows say it again.
+
+        Args:
+            bucket: the sealed bucket as it stands.
+        """
         with self._lock:
+            self._taken_at = time.monotonic()
+            if self._index is None:
+                return False
             if sum(len(taken.rows) for taken, _ in self._taken) + len(change.rows) > _FEW:
                 self._taken = []
-            elif self._index is not None:
+            else:
                 self._taken.append((change, (change.after.row.manifest, bucket)))
+            return bool(self._taken)
+
+    def settle(self) -> None:
+        """Applies what was kept, once nobody has written for a moment: between two turns of a chat there is time for
+        it, and none in the next one. While somebody writes on and on it would only take the processor from them."""
+        while (left := self._taken_at + _QUIET_SECONDS - time.monotonic()) > 0:
+            time.sleep(left)
+        # What is wrong, the next call says to somebody; a store that was closed meanwhile needs nothing.
+        with contextlib.suppress(MemlayerError), self.reading():
+            pass
 
     def _apply_taken(self, seals: tuple[object, object]) -> bool:
         """Applies what was kept, if from here it leads to these seals; whether it did."""
@@ -344,8 +367,8 @@ class Residents:
         for change in write.changes:
             with self._lock:
                 resident = self._users.get(change.after.uref)
-            if resident is not None:
-                resident.take(change, bucket=write.buckets[bucket_of(change.after.uref)])
+            if resident is not None and resident.take(change, bucket=write.buckets[bucket_of(change.after.uref)]):
+                _settling.put(resident, resident.settle)
 
     def _make_room(self) -> None:
         if self._held <= self._budget:

@@ -257,7 +257,8 @@ def _try(loaded: _Loaded, *, tolerance: float) -> None:
         if not all(abs(float(one) - two) <= tolerance for one, two in zip(found, expected, strict=True)):
             raise EmbedderError(
                 f"onnxruntime gives other vectors for {weights.MODEL} on this machine than it should; nothing was "
-                "stored. Install another version of onnxruntime, or pass embedder=None, which takes torch",
+                "stored. Install another version of onnxruntime, or open the store, unless it is an int8 one, with "
+                'embedder="torch"',
                 model=weights.MODEL,
             )
 
