@@ -289,7 +289,8 @@ class Database:
     def close(self) -> None:
         """Closes every connection; the last one of all processes moves the WAL into the file."""
         engine, self._engine = self._engine, None
-        self._stop_looking()
+        if not self._inherited:  # then it is the parent's, as all of its connections are
+            self._stop_looking()
         if engine is not None:
             engine.dispose()
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Resident", "Residents"]
 
-# Of so many records what was committed is kept until the next call.
-_FEW = 64
+# So much of what was committed is kept until the next call: some sixty turns, and no picture.
+_TAKEN_BYTES = 200_000
 _QUIET_SECONDS = 0.01
 _settling = Background(threads=1)
 # What an item takes in RAM beyond its content, measured on CPython 3.11.
@@ -194,7 +194,7 @@ class Resident:
 
     def take(self, change: Change, *, bucket: bytes) -> bool:
         """Keeps what this process has just committed, so that the next call need not read it back; whether it did. Of
-        more than a few records nothing is kept: the rows say it again.
+        much nothing is kept: the rows say it again.
 
         Args:
             bucket: the sealed bucket as it stands.
@@ -203,10 +203,9 @@ class Resident:
             self._taken_at = time.monotonic()
             if self._index is None:
                 return False
-            if sum(len(taken.rows) for taken, _ in self._taken) + len(change.rows) > _FEW:
+            self._taken.append((change, (change.after.row.manifest, bucket)))
+            if sum(_bytes_of(taken) for taken, _ in self._taken) > _TAKEN_BYTES:
                 self._taken = []
-            else:
-                self._taken.append((change, (change.after.row.manifest, bucket)))
             return bool(self._taken)
 
     def settle(self) -> None:
@@ -215,8 +214,10 @@ class Resident:
         while (left := self._taken_at + _QUIET_SECONDS - time.monotonic()) > 0:
             time.sleep(left)
         # What is wrong, the next call says to somebody; a store that was closed meanwhile needs nothing.
-        with contextlib.suppress(MemlayerError), self.reading():
-            pass
+        with contextlib.suppress(MemlayerError), self._database.entered(), self._lock:
+            if self._taken:  # and the user was not evicted since
+                with self.reading():
+                    pass
 
     def _apply_taken(self, seals: tuple[object, object]) -> bool:
         """Applies what was kept, if from here it leads to these seals; whether it did."""
@@ -230,7 +231,8 @@ class Resident:
             items = [_light(self._vault.open_item(row, user=change.after)) for row in change.items.put]
             removed, dropped = set(change.deleted), {(item.kind, item.item_id) for item in change.items.drop}
             if not self._apply(change.after, self._index, opened, items, removed=removed, dropped=dropped):
-                self._vault.refuse_rows()
+                self.drop()
+                return False
             self._user, self._seals = change.after, seen
         return True
 
@@ -292,6 +294,11 @@ def _light(item: OpenedItem) -> OpenedItem:
     if item.kind != ItemKind.VECTORS:
         return item
     return replace(item, content=item.content[: 4 + int.from_bytes(item.content[:4])])
+
+
+def _bytes_of(change: Change) -> int:
+    records = sum(len(row.text) + len(row.vector) for row in change.rows)
+    return records + sum(len(item.sealed) for item in change.items.put)
 
 
 def _nbytes(items: Iterable[OpenedItem]) -> int:

@@ -120,6 +120,22 @@ def test_between_two_turns_it_is_applied(alice, counted):
     assert counted == {"snapshots": 0, "records": 0}
 
 
+def test_an_evicted_user_stays_out(store, alice):
+    """What waits to be applied does not bring back who made room for others."""
+    alice.remember("and honey")
+    place = alice._resident
+    store._parts.residents.clear()
+    assert residents._settling.wait(place, seconds=30)
+    assert (place._index, place._taken) == (None, [])
+
+
+def test_a_picture_is_not_kept(alice, counted):
+    """Nor is anything as large, for as long as nobody reads."""
+    alice.remember("look", image=b"GIF89a" + bytes(300_000))
+    assert alice._resident._taken == []
+    assert texts(alice) == ["I like tea", "look"]
+
+
 def test_a_large_write_is_read_from_the_rows(alice, counted):
     """Of more than a few records nothing is kept in RAM beside the index."""
     alice.remember_many([Turn(text=f"thing number {number}") for number in range(100)])
