@@ -144,10 +144,10 @@ def given_vectors(embeddings: object, *, rows: int, dimensions: int) -> NDArray[
         raise InvalidInputError(
             f"embeddings must have the shape {(rows, dimensions)}, not {matrix.shape}", expected=f"{(rows, dimensions)}"
         )
-    fault = _fault(matrix)
+    unit, fault = _unit(matrix)
     if fault:
         raise InvalidInputError(f"an embedding {fault}")
-    return _unit(matrix)
+    return unit
 
 
 def given_query(vector: object, *, dimensions: int) -> NDArray[np.float32]:
@@ -166,10 +166,10 @@ def _checked(embedder: Embedder, matrix: NDArray[Any], *, rows: int) -> NDArray[
     if matrix.shape != expected:
         raise EmbedderError(f"the embedder gave vectors of shape {matrix.shape} where {expected} was due")
     matrix = matrix.astype(np.float32, copy=False)
-    fault = _fault(matrix)
+    unit, fault = _unit(matrix)
     if fault:
         raise EmbedderError(f"the embedder gave a vector that {fault}")
-    return _unit(matrix)
+    return unit
 
 
 def _first(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -177,19 +177,20 @@ def _first(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     return row
 
 
-def _fault(matrix: NDArray[np.float32]) -> str:
+def _unit(matrix: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:
+    """The vectors at length 1; and what is wrong with one of them, or nothing."""
     if not np.isfinite(matrix).all():
-        return "has NaN or infinity in it"
+        return matrix, "has NaN or infinity in it"
     # In float64, where the square of no float32 overflows.
-    norms = np.linalg.norm(matrix.astype(np.float64), axis=1)
-    return "is all zeros, and points nowhere" if (norms == 0).any() else ""
-
-
-def _unit(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.linalg.norm(matrix.astype(np.float64), axis=1, keepdims=True)
+    lengths = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
+    if (lengths == 0).any():
+        return matrix, "is all zeros, and points nowhere"
     # What is of length 1 but for rounding is kept to the bit, so that a vector comes back as it went in.
-    exact = np.abs(norms - 1) < 1e-6
-    return np.where(exact, matrix, matrix / norms).astype(np.float32)
+    off = np.flatnonzero(np.abs(lengths - 1) >= 1e-6)
+    if len(off):
+        matrix = matrix.copy()
+        matrix[off] = (matrix[off] / lengths[off, None]).astype(np.float32)
+    return matrix, ""
 
 
 class _own_errors:

@@ -53,6 +53,10 @@ class VectorKind(IntEnum):
     IMAGE = 4
 
 
+# One encoder for all: `json.dumps` makes one a call, which takes as long as the encoding.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def encode_turn(memory: Memory, *, own_id: str | None) -> bytes:
     """The padded content of a text field; `own_id` is the caller's id, None where memlayer chose one."""
     values: dict[str, Any] = {
@@ -69,7 +73,7 @@ def encode_turn(memory: Memory, *, own_id: str | None) -> bytes:
         "x": None if memory.expires is None else to_microseconds(memory.expires),
     }
     compact = {key: value for key, value in values.items() if value is not None}
-    return pad(json.dumps(compact, separators=(",", ":"), ensure_ascii=False).encode())
+    return pad(_encode(compact).encode())
 
 
 def decode_turn(padded: bytes, *, memory_id: bytes) -> tuple[Memory, str | None]:
