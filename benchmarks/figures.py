@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def interleaved(calls: Mapping[str, Callable[[int], object]], *, rounds: int, wa
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(-warm, rounds):
         for name, call in calls.items():
-            took = timed(lambda call=call, number=number: call(number))  # type: ignore[misc]
+            took = timed(partial(call, number))
             if number >= 0:
                 times[name].append(took)
     return {name: statistics.median(values) for name, values in times.items()}

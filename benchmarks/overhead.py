@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,17 +81,16 @@ def _medians(memory: UserMemory, other: UserMemory, client: OpenAI, *, messages:
         time.sleep(0.03)
         body = conversation(messages)
         body[-1] = {"role": "user", "content": f"question {round_} of many, what do I like to eat?"}
-        found["plain"].append(timed(lambda b=body: client.chat.completions.create(model="m", messages=b)))
-        found["wrapped"].append(timed(lambda b=body: wrapped.chat.completions.create(model="m", messages=b)))
+        found["plain"].append(timed(partial(client.chat.completions.create, model="m", messages=body)))
+        found["wrapped"].append(timed(partial(wrapped.chat.completions.create, model="m", messages=body)))
         body[-1] = {"role": "user", "content": f"question {round_} once more, what do I like to eat?"}
         time.sleep(0.03)
-        calls = []
-        found["before"].append(
-            timed(lambda b=body, calls=calls: calls.append(injector.before(CHAT, {"model": "m", "messages": b})))
-        )
-        found["after"].append(timed(lambda calls=calls: calls[0].after(json.loads(ANSWER))))
+        start = time.perf_counter()
+        call = injector.before(CHAT, {"model": "m", "messages": body})
+        found["before"].append((time.perf_counter() - start) * 1e3)
+        found["after"].append(timed(partial(call.after, json.loads(ANSWER))))
         turns = [Turn(text=f"plain {round_}"), Turn(text="Noted.", role="assistant")]
-        found["remember two"].append(timed(lambda t=turns: other.remember_many(t)))
+        found["remember two"].append(timed(partial(other.remember_many, turns)))
     return {name: statistics.median(values) for name, values in found.items()}
 
 
@@ -132,13 +132,12 @@ def measure(*, rounds: int) -> Iterator[Figure]:
 
 @contextmanager
 def _provider() -> Iterator[str]:
-    server = subprocess.Popen([sys.executable, "-m", "benchmarks.overhead"], stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None  # noqa: S101
-    try:
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-    finally:
-        server.kill()
-        server.wait()
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.overhead"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None  # noqa: S101
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        finally:
+            server.kill()
 
 
 if __name__ == "__main__":
