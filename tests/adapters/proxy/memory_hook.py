@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.proxy._types import UserAPIKeyAuth
 
-from memlayer import MemoryStore, RawKey
+from memlayer import MemoryStore, RawKey, query_cache
 from memlayer.adapters.litellm_proxy import MemoryHook
 from memlayer.testing import HashingEmbedder
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# Recalls are counted by the questions that are embedded: none is answered from the last ones.
+query_cache._QUESTIONS = 0
 USERS = {"sk-alice": "alice", "sk-bob": "bob"}
 
 
