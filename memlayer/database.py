@@ -178,12 +178,14 @@ class Database:
         """Another value whenever anything was committed since it was last asked, by whatever connection and process:
         `PRAGMA data_version` of a connection that never writes (see SQLite's documentation of it)."""
         with self._gate.passed(), self._looking, _failures():
-            engine = self._opened()
-            if self._looker is None:
-                self._looker = engine.raw_connection()
-                self._looks += 1
-            connection: Any = self._looker.driver_connection
+            connection: Any = self._look(self._opened()).driver_connection
             return self._looks, connection.execute("PRAGMA data_version").fetchone()[0]
+
+    def _look(self, engine: Engine) -> sa.PoolProxiedConnection:
+        if self._looker is None:
+            self._looker = engine.raw_connection()
+            self._looks += 1
+        return self._looker
 
     def _stop_looking(self) -> None:
         looker, self._looker = self._looker, None
@@ -224,6 +226,10 @@ class Database:
             engine = self._opened()
             with _failures():
                 connection = engine.connect()
+                if self._looker is None:
+                    # With the first one: later another file may stand at the path, and this one would speak of that.
+                    with self._looking:
+                        self._look(engine)
             with connection:
                 yield connection
 

@@ -218,11 +218,13 @@ def _make_own(folder: Path) -> None:
                 "opens the same stores",
                 model=_RECIPE,
             ) from error
-        if _is_right(folder):
-            return  # another process was quicker
-        if folder.exists():
+        try:
+            os.rename(draft, folder)  # which no system does where a folder with files in it stands
+        except OSError:
+            if _is_right(folder):
+                return  # another process was quicker
             os.rename(folder, aside)
-        os.rename(draft, folder)
+            os.rename(draft, folder)
     except OSError as error:
         # Another process put its folder there between the last two lines.
         if not _is_right(folder):
