@@ -41,7 +41,7 @@ class QueryCache:
             if (vector := self._vectors.get(name)) is not None:
                 self._vectors.move_to_end(name)
                 return vector
-        vector = embed_query(embedder, text)
+        vector = embed_query(embedder, text).copy()  # an embedder may give the same array again, with other numbers
         vector.setflags(write=False)
         with self._lock:
             self._vectors[name] = vector

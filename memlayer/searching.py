@@ -75,9 +75,11 @@ class Searching:
         """Made when a question first needs them: a vector, a filter and a history do without, and a user who is read
         for one of those is in RAM in half the time."""
         if self._made is None:
-            self._made = Columns()
+            made = Columns()
             for turn in self._turns(MEMORY_COLUMNS, MATCH_ALL, "ORDER BY row"):
-                self._made.add(turn[0], memory_of(turn), seq=turn[_SEQ])
+                made.add(turn[0], memory_of(turn), seq=turn[_SEQ])
+            # Whole or not at all: Ctrl-C on the way must not leave some of the turns out of every later answer.
+            self._made = made
         return self._made
 
     @property

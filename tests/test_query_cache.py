@@ -50,6 +50,22 @@ def test_what_is_shared_cannot_be_written_to():
         QueryCache().vector(Counting(), "x", user_id="a")[0] = 1
 
 
+def test_an_embedder_may_use_its_array_again():
+    """What is held is a copy, and the embedder can go on writing into its own."""
+
+    class Reusing(Counting):
+        given = np.zeros(3, dtype=np.float32)
+
+        def embed_query(self, text):
+            self.given[:] = super().embed_query(text) / np.linalg.norm([len(text), 1, 0])
+            return self.given
+
+    cache, embedder = QueryCache(), Reusing()
+    first = cache.vector(embedder, "one", user_id="a").copy()
+    cache.vector(embedder, "another", user_id="a")
+    assert np.array_equal(cache.vector(embedder, "one", user_id="a"), first)
+
+
 def test_only_the_last_questions_are_held():
     """The one that was asked longest ago goes first."""
     cache, embedder = QueryCache(), Counting()

@@ -8,6 +8,7 @@ import pytest
 
 from memlayer import MemoryStore, RawKey, Turn
 from memlayer import resident as residents
+from memlayer.columns import Columns
 from memlayer.database import Database
 from memlayer.items import ItemKind
 from memlayer.testing import HashingEmbedder
@@ -118,6 +119,24 @@ def test_between_two_turns_it_is_applied(alice, counted):
     counted["snapshots"] = 0
     assert texts(alice) == ["I like tea", "and honey"]
     assert counted == {"snapshots": 0, "records": 0}
+
+
+def test_an_interrupted_first_question_leaves_nothing_half_made(alice, monkeypatch):
+    """The next question is compared with every turn."""
+    alice.remember("and honey")
+    real, calls = Columns.add, []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Columns, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            alice.recall("honey")
+    assert {hit.text for hit in alice.recall("honey", min_score=0)} == {"I like tea", "and honey"}
 
 
 def test_an_evicted_user_stays_out(store, alice):
